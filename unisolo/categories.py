@@ -1,0 +1,173 @@
+"""Categories of a data set: ids of the file, labels of the model, and nothing typed twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Categories", "Category"]
+
+
+@dataclass(frozen=True)
+class Category:
+    """One category of a data set.
+
+    Attributes:
+        id: Id in the data set's file; any non-negative integer, gaps allowed.
+        name: Name shown to people.
+        isthing: True for countable objects (things), False for regions (stuff).
+        color: RGB, each 0..255.
+        supercategory: Group name, may be empty.
+    """
+
+    id: int
+    name: str
+    isthing: bool = True
+    color: tuple[int, int, int] = (128, 128, 128)
+    supercategory: str = ""
+
+
+class Categories(Sequence[Category]):
+    """The ordered categories of a data set: things first, then stuff, each by ascending id.
+
+    A `label` is the position in this order. Things have labels `0 .. num_things - 1` and are the
+    channels of the category branch; stuff has labels `num_things ..`. There is no background slot.
+
+    Args:
+        categories: Categories in any order.
+
+    Raises:
+        ValueError: If two categories share an id, or there is none.
+    """
+
+    def __init__(self, categories: Iterable[Category]) -> None:
+        items = sorted(categories, key=lambda c: (not c.isthing, c.id))
+        if not items:
+            raise ValueError("no categories: the data set's file lists none under 'categories'")
+        labels: dict[int, int] = {}
+        for label, category in enumerate(items):
+            if category.id in labels:
+                raise ValueError(
+                    f"category id {category.id} appears twice "
+                    f"({items[labels[category.id]].name!r} and {category.name!r}); ids must be unique"
+                )
+            labels[category.id] = label
+        self._items = tuple(items)
+        self._labels = labels
+
+    @classmethod
+    def from_coco(cls, entries: Iterable[Mapping[str, Any]]) -> Categories:
+        """Read the `categories` list of a COCO file (instances or panoptic).
+
+        Args:
+            entries: Mappings with `id` and `name`, and optionally `isthing` (default 1),
+                `color` (RGB list) and `supercategory`. A missing colour is drawn from a fixed
+                palette by id, so it is the same in every run.
+
+        Returns:
+            The categories.
+
+        Raises:
+            ValueError: If an entry lacks `id` or `name`, or ids repeat.
+        """
+        items = []
+        for entry in entries:
+            if "id" not in entry or "name" not in entry:
+                raise ValueError(f"category entry {dict(entry)} needs 'id' and 'name'")
+            color = entry.get("color")
+            items.append(
+                Category(
+                    id=int(entry["id"]),
+                    name=str(entry["name"]),
+                    isthing=bool(entry.get("isthing", 1)),
+                    color=_palette(int(entry["id"]))
+                    if color is None
+                    else (int(color[0]), int(color[1]), int(color[2])),
+                    supercategory=str(entry.get("supercategory", "")),
+                )
+            )
+        return cls(items)
+
+    def to_coco(self) -> list[dict[str, Any]]:
+        """Return the `categories` list of a COCO panoptic file; `from_coco` reads it back."""
+        return [
+            {
+                "id": c.id,
+                "name": c.name,
+                "isthing": int(c.isthing),
+                "color": list(c.color),
+                "supercategory": c.supercategory,
+            }
+            for c in self._items
+        ]
+
+    @property
+    def things(self) -> tuple[Category, ...]:
+        """Thing categories, in label order."""
+        return tuple(c for c in self._items if c.isthing)
+
+    @property
+    def stuff(self) -> tuple[Category, ...]:
+        """Stuff categories, in label order."""
+        return tuple(c for c in self._items if not c.isthing)
+
+    @property
+    def num_things(self) -> int:
+        """Number of thing categories: channels of the category branch."""
+        return len(self.things)
+
+    @property
+    def num_stuff(self) -> int:
+        """Number of stuff categories."""
+        return len(self.stuff)
+
+    def label(self, category_id: int) -> int:
+        """Return the label of a data set id.
+
+        Raises:
+            KeyError: If the id is not in the data set's categories.
+        """
+        try:
+            return self._labels[category_id]
+        except KeyError:
+            raise KeyError(
+                f"category id {category_id} is not among the data set's categories "
+                f"({len(self)} ids, {min(self._labels)} to {max(self._labels)})"
+            ) from None
+
+    def id(self, label: int) -> int:
+        """Return the data set id of a label."""
+        return self._items[label].id
+
+    def __contains__(self, category_id: object) -> bool:
+        """Whether a data set id is known (not a label, not a `Category`)."""
+        return category_id in self._labels
+
+    def __getitem__(self, label: Any) -> Any:
+        return self._items[label]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Category]:
+        return iter(self._items)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Categories) and self._items == other._items
+
+    def __hash__(self) -> int:
+        return hash(self._items)
+
+    def __repr__(self) -> str:
+        names = ", ".join(c.name for c in self._items[:6]) + (", ..." if len(self) > 6 else "")
+        return f"Categories({self.num_things} things, {self.num_stuff} stuff: {names})"
+
+
+def _palette(category_id: int) -> tuple[int, int, int]:
+    """A bright, fixed colour for an id: hues a golden angle apart, so neighbours differ."""
+    import colorsys
+
+    hue = (category_id * 0.618033988749895) % 1.0
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.65, 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255)

@@ -1,0 +1,291 @@
+"""Configuration: frozen, strict models, read from YAML with one level of `base:` and overrides.
+
+A mistyped key is an error that names the nearest valid one. Config objects stop at the builders
+(`unisolo.build`, `unisolo.engine`): modules take plain keyword arguments.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+__all__ = ["Config", "ConfigError", "config_to_dict", "load_config"]
+
+TaskName = Literal["panoptic", "instance", "detection"]
+Range = tuple[float, float]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key and the fix."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ModelConfig(_Section):
+    """The network. Defaults are SOLOv2's full R50 model."""
+
+    backbone: str = "resnet50"
+    """Any timm model that serves `features_only=True`."""
+    pretrained: bool = True
+    """Start from timm's ImageNet weights (downloaded by timm, or from its cache)."""
+    backbone_weights: Path | None = None
+    """A local weights file for the backbone; used instead of a download."""
+    frozen_stages: int = Field(default=0, ge=0)
+    """How many parts of the backbone keep their weights: 1 = the stem, 2 = stem and stage 1, ..."""
+    frozen_bn: bool = False
+    """Keep the backbone's batch-norm statistics fixed (batches of a few large images)."""
+    fpn_channels: int = Field(default=256, ge=1)
+    fpn_norm: Literal["none", "group", "batch"] = "none"
+    """Norm after each FPN convolution; the reference has none, small backbones need one."""
+    head_channels: int = Field(default=512, ge=1)
+    head_convs: int = Field(default=4, ge=1)
+    kernel_channels: int = Field(default=256, ge=1)
+    """E: channels of the mask feature and of each dynamic kernel."""
+    mask_channels: int = Field(default=128, ge=1)
+    """Width of the mask-feature branch before its last convolution."""
+    stuff_channels: int = Field(default=128, ge=1)
+    """Width of the stuff branch (panoptic only)."""
+    grid_sizes: Literal["scaled"] | tuple[int, ...] = "scaled"
+    """S per level; "scaled" = 40, 36, 24, 16, 12 at 800 px, in proportion at other sizes."""
+    scale_ranges: Literal["scaled", "auto"] | tuple[Range, ...] = "scaled"
+    """sqrt(box area) in pixels per level; "scaled" = the paper's at 800 px, in proportion at other
+    sizes; "auto" = fitted to the training set's objects."""
+
+
+class AugmentConfig(_Section):
+    """Training-time transforms."""
+
+    sizes: tuple[int, ...] = ()
+    """Short sides to draw from; empty = `data.image_size` only."""
+    scale_jitter: Range = (1.0, 1.0)
+    """An extra random zoom; (0.1, 2.0) is large-scale jitter and wants a `crop`."""
+    crop: tuple[int, int] | None = None
+    """Cut a random window of at most (H, W) after resizing."""
+    flip: float = Field(default=0.5, ge=0, le=1)
+    """Probability of a horizontal flip."""
+    vertical_flip: float = Field(default=0.0, ge=0, le=1)
+    color: float = Field(default=0.0, ge=0, le=1)
+    """Strength of brightness, contrast, saturation and hue changes."""
+    min_object_area: int = Field(default=1, ge=1)
+    """Objects with fewer visible pixels after the transform are dropped from the targets."""
+
+    @model_validator(mode="after")
+    def _check(self) -> AugmentConfig:
+        low, high = self.scale_jitter
+        if not 0 < low <= high:
+            raise ValueError(f"scale_jitter must be 0 < low <= high, got {self.scale_jitter}")
+        return self
+
+
+class DataConfig(_Section):
+    """Where the images and annotations are (COCO layout) and how they are read."""
+
+    root: Path | None = None
+    """Folder with `<split>/` images and `annotations/`."""
+    dataset: Literal["auto", "coco_panoptic", "coco_instance"] = "auto"
+    """"auto" = coco_panoptic for the panoptic task, coco_instance otherwise."""
+    train_split: str = "train2017"
+    val_split: str = "val2017"
+    max_images: int | None = Field(default=None, ge=1)
+    """Use only the first images of each split (by id); for trials."""
+    image_size: int = Field(default=800, ge=32)
+    """Short side after resizing, in evaluation and (unless `augment.sizes`) in training."""
+    max_size: int = Field(default=1333, ge=32)
+    """The long side never exceeds this."""
+    augment: AugmentConfig = AugmentConfig()
+    workers: int = Field(default=2, ge=0)
+    """Loader processes per training process."""
+
+
+class TrainConfig(_Section):
+    """The training loop."""
+
+    out: Path = Path("runs/train")
+    epochs: float | None = Field(default=12, gt=0)
+    """Length in passes over the data; `steps` wins when both are given."""
+    steps: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    """Images per optimiser step, over all processes and accumulated parts."""
+    accumulate: int = Field(default=1, ge=1)
+    """Split each batch into this many forward passes."""
+    optimizer: str = "sgd"
+    """Any timm optimiser name, e.g. sgd, adamw."""
+    lr: float = Field(default=0.01, gt=0)
+    """Learning rate at a batch of `lr_batch_size`; scaled linearly to `batch_size`."""
+    lr_batch_size: int = Field(default=16, ge=1)
+    backbone_lr_scale: float = Field(default=1.0, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    schedule: Literal["multistep", "cosine"] = "multistep"
+    milestones: tuple[float, ...] = (0.75, 0.917)
+    """Fractions of the run after which multistep divides the learning rate by 10."""
+    warmup_steps: int = Field(default=500, ge=0)
+    warmup_ratio: float = Field(default=0.01, ge=0, le=1)
+    clip_norm: float = Field(default=35.0, ge=0)
+    """L2 norm the gradient is clipped to; 0 = not clipped."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """"auto" = bf16 on a GPU that has it, fp16 on an older GPU, fp32 on CPU."""
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of the averaged weights that are evaluated and saved; 0 = none."""
+    loss_weights: dict[str, float] = {}
+    """Overrides of the task's weights, e.g. {loss_stuff: 0.5}."""
+    one_object_per_cell: bool = True
+    """Train each kernel on one mask; false = the reference's two masks on a shared cell."""
+    eval_every: int = Field(default=0, ge=0)
+    """Evaluate every n steps; 0 = at the end only."""
+    checkpoint_every: int = Field(default=1000, ge=1)
+    log_every: int = Field(default=20, ge=1)
+    seed: int = 0
+    channels_last: bool = True
+    device: str = "auto"
+    tensorboard: bool = True
+
+
+class InferenceConfig(_Section):
+    """Post-processing; every value can be given per call as well."""
+
+    score_threshold: float = Field(default=0.1, ge=0, le=1)
+    """Category probability above which a (cell, category) is a candidate."""
+    mask_threshold: float = Field(default=0.5, gt=0, lt=1)
+    max_candidates: int = Field(default=500, ge=1)
+    """Candidates cut to this many before any mask is made: the memory bound."""
+    pre_nms: int = Field(default=500, ge=1)
+    """Masks that enter Matrix NMS."""
+    nms_kernel: Literal["gaussian", "linear"] = "gaussian"
+    nms_sigma: float = Field(default=2.0, gt=0)
+    update_threshold: float = Field(default=0.05, ge=0, le=1)
+    """Instances below this score after decay are dropped."""
+    max_instances: int = Field(default=100, ge=1)
+    panoptic_score_threshold: float = Field(default=0.5, ge=0, le=1)
+    """Instances below this score do not enter the panoptic map."""
+    panoptic_overlap_threshold: float = Field(default=0.5, ge=0, le=1)
+    """An instance hidden by better ones over more than this share of its area is dropped."""
+    stuff_area_threshold: int = Field(default=4096, ge=0)
+    """Stuff regions with fewer pixels become void."""
+
+
+class Config(_Section):
+    """Everything about one run; embedded in its checkpoints."""
+
+    task: TaskName = "panoptic"
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    inference: InferenceConfig = InferenceConfig()
+
+
+def load_config(
+    path: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    values: Mapping[str, Any] | None = None,
+) -> Config:
+    """Read a configuration.
+
+    Args:
+        path: YAML file; may name one other file under `base:` (relative to itself), which may not
+            have a base of its own. None = the defaults.
+        overrides: `key.sub=value` strings, values parsed as YAML, applied last.
+        values: A nested mapping applied over the file, below `overrides`.
+
+    Returns:
+        The frozen configuration.
+
+    Raises:
+        ConfigError: If a file is missing or not YAML, or a key or value is not valid; the message
+            names the file, the key and the nearest valid key.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        path = Path(path)
+        tree = _read_yaml(path)
+        base = tree.pop("base", None)
+        if base is not None:
+            base_path = path.parent / str(base)
+            base_tree = _read_yaml(base_path)
+            if "base" in base_tree:
+                raise ConfigError(f"{base_path}: a base file may not have a 'base' of its own")
+            tree = _merged(base_tree, tree)
+    if values:
+        tree = _merged(tree, values)
+    for override in overrides:
+        tree = _merged(tree, _parse_override(override))
+    return _validated(tree, where=str(path) if path else "configuration")
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Return plain values (str, int, list, ...) that `load_config(values=...)` reads back."""
+    return config.model_dump(mode="json")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {type(tree).__name__}")
+    return tree
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, raw = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {text!r} must look like key.sub=value")
+    try:
+        value: Any = yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {text!r}: the value is not valid YAML: {error}") from error
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `top` laid over it; mappings merge, everything else replaces."""
+    result = dict(base)
+    for key, value in top.items():
+        old = result.get(key)
+        merge = isinstance(old, Mapping) and isinstance(value, Mapping)
+        result[key] = _merged(old, value) if merge else value  # type: ignore[arg-type]
+    return result
+
+
+def _validated(tree: Mapping[str, Any], where: str) -> Config:
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(detail) for detail in error.errors()]
+        raise ConfigError(f"{where}: " + "; ".join(dict.fromkeys(lines))) from None
+
+
+def _explain(detail: Any) -> str:
+    path = [str(part) for part in detail["loc"]]
+    name = ".".join(path)
+    if detail["type"] == "extra_forbidden":
+        section: Any = Config
+        for part in path[:-1]:
+            field = section.model_fields.get(part)
+            if field is None:
+                break
+            section = field.annotation
+        valid = list(getattr(section, "model_fields", {}))
+        close = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'?" if close else f"valid keys: {', '.join(valid)}"
+        return f"unknown key '{name}'; {hint}"
+    return f"{name}: {detail['msg']} (got {detail['input']!r})"
