@@ -170,6 +170,30 @@ class InferenceConfig(_Section):
     stuff_area_threshold: int = Field(default=4096, ge=0)
     """Stuff regions with fewer pixels become void."""
 
+    def select_arguments(self) -> dict[str, Any]:
+        """Keywords for `unisolo.ops.select.select_instances`."""
+        names = {
+            "score_threshold",
+            "mask_threshold",
+            "max_candidates",
+            "pre_nms",
+            "nms_kernel",
+            "nms_sigma",
+            "update_threshold",
+            "max_instances",
+        }
+        return self.model_dump(include=names)
+
+    def postprocess_arguments(self) -> dict[str, Any]:
+        """Keywords for `TaskAdapter.postprocess`, all but `score_threshold`."""
+        names = {
+            "mask_threshold",
+            "panoptic_score_threshold",
+            "panoptic_overlap_threshold",
+            "stuff_area_threshold",
+        }
+        return self.model_dump(include=names)
+
 
 class Config(_Section):
     """Everything about one run; embedded in its checkpoints."""

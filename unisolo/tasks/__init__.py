@@ -1,0 +1,27 @@
+"""Task adapters: one forward, three answers."""
+
+from __future__ import annotations
+
+from unisolo.tasks.base import TaskAdapter
+from unisolo.tasks.detection import DetectionTask
+from unisolo.tasks.instance import InstanceTask
+from unisolo.tasks.panoptic import PanopticTask
+
+__all__ = ["TASKS", "TaskAdapter", "get_task"]
+
+TASKS: dict[str, type[TaskAdapter]] = {
+    task.name: task for task in (PanopticTask, InstanceTask, DetectionTask)
+}
+"""Every task by name. A new task is one line here."""
+
+
+def get_task(name: str) -> type[TaskAdapter]:
+    """Return a task by name.
+
+    Raises:
+        ValueError: If there is no such task; the message lists all.
+    """
+    try:
+        return TASKS[name]
+    except KeyError:
+        raise ValueError(f"unknown task {name!r}; choose from {', '.join(TASKS)}") from None

@@ -1,0 +1,197 @@
+"""The one place that joins backbone, neck, heads and task into a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import Tensor
+
+from unisolo.categories import Categories
+from unisolo.config import Config, ConfigError, ModelConfig
+from unisolo.data import DATASETS
+from unisolo.data.transforms import EvalTransform
+from unisolo.models import FPN, MaskHead, SoloHead, TimmBackbone, UniSolo
+from unisolo.structures import GridSpec
+from unisolo.tasks import get_task
+
+__all__ = ["build_dataset", "build_grid", "build_model", "fit_scale_ranges", "with_grid"]
+
+REFERENCE_SIZE = 800
+"""Short side at which SOLOv2 states its grids and scale ranges."""
+
+
+def build_model(
+    config: Config, categories: Categories, *, load_backbone: bool = True
+) -> UniSolo:
+    """Build a model with its task's heads.
+
+    Args:
+        config: Configuration; `model.scale_ranges` may not be "auto" any more (see `build_grid`).
+        categories: Categories of the data set; they set the number of channels.
+        load_backbone: Whether to load ImageNet weights where the configuration asks for them;
+            False when a checkpoint follows.
+
+    Returns:
+        The model, in training mode, with `categories` and `config` attached.
+
+    Raises:
+        ValueError: If the backbone is unknown or cannot serve features at free sizes.
+    """
+    settings = config.model
+    backbone = TimmBackbone(
+        settings.backbone,
+        pretrained=settings.pretrained and load_backbone,
+        weights_file=settings.backbone_weights if load_backbone else None,
+        frozen_stages=settings.frozen_stages,
+        frozen_bn=settings.frozen_bn,
+    )
+    task = get_task(config.task)(categories)
+    grid = build_grid(config)
+    model = UniSolo(
+        backbone,
+        FPN(
+            backbone.channels,
+            backbone.strides,
+            channels=settings.fpn_channels,
+            norm=settings.fpn_norm,
+        ),
+        SoloHead(
+            settings.fpn_channels,
+            categories.num_things,
+            channels=settings.head_channels,
+            num_convs=settings.head_convs,
+            kernel_channels=settings.kernel_channels,
+            grid_sizes=grid.sizes,
+        ),
+        MaskHead(
+            settings.fpn_channels,
+            mid_channels=settings.mask_channels,
+            out_channels=settings.kernel_channels,
+        ),
+        heads=task.build_heads(
+            trunk_channels=settings.mask_channels, stuff_channels=settings.stuff_channels
+        ),
+        grid=grid,
+    )
+    model.categories = categories
+    model.config = config
+    return model
+
+
+def build_dataset(
+    config: Config, *, split: Literal["train", "val"], augment: bool | None = None
+) -> Any:
+    """Build one split of the data set with its transform.
+
+    Args:
+        config: Configuration; `data.root` must be set.
+        split: "train" (`data.train_split`) or "val" (`data.val_split`).
+        augment: Whether to use the training transform; by default for "train" only.
+
+    Raises:
+        ConfigError: If `data.root` is not set.
+        ValueError: If the folder does not hold the data set; the message names the missing path.
+    """
+    settings = config.data
+    if settings.root is None:
+        raise ConfigError("no data set: give --data DIR (or data.root in the configuration)")
+    name = settings.dataset
+    if name == "auto":
+        name = "coco_panoptic" if config.task == "panoptic" else "coco_instance"
+    transform: Any
+    if split == "train" if augment is None else augment:
+        from unisolo.data.transforms import TrainTransform
+
+        transform = TrainTransform(
+            settings.image_size, settings.max_size, **settings.augment.model_dump()
+        )
+    else:
+        transform = EvalTransform(settings.image_size, settings.max_size)
+    return DATASETS[name].from_root(
+        settings.root,
+        settings.train_split if split == "train" else settings.val_split,
+        transform=transform,
+        max_images=settings.max_images,
+    )
+
+
+def build_grid(config: Config, object_sides: Tensor | None = None) -> GridSpec:
+    """Resolve grid sizes and scale ranges.
+
+    SOLOv2's constants hold at a short side of 800 pixels. At another `data.image_size` "scaled"
+    keeps the cells and the ranges the same size relative to the image.
+
+    Args:
+        config: Configuration.
+        object_sides: [N] float, sqrt(box area) of the training objects in input pixels; needed when
+            `model.scale_ranges` is "auto".
+
+    Raises:
+        ValueError: If the numbers of levels disagree, or "auto" comes without objects.
+    """
+    reference = GridSpec()
+    settings = config.model
+    factor = config.data.image_size / REFERENCE_SIZE
+    if settings.grid_sizes == "scaled":
+        sizes = tuple(max(1, round(size * factor)) for size in reference.sizes)
+    else:
+        sizes = settings.grid_sizes
+    ranges: Sequence[tuple[float, float]]
+    if settings.scale_ranges == "scaled":
+        ranges = [(low * factor, high * factor) for low, high in reference.scale_ranges]
+        # No object is too small for the finest level or too large for the coarsest.
+        ranges[0] = (min(1.0, ranges[0][0]), ranges[0][1])
+        ranges[-1] = (ranges[-1][0], max(2048.0, ranges[-1][1]))
+    elif settings.scale_ranges == "auto":
+        if object_sides is None:
+            raise ValueError(
+                "model.scale_ranges=auto is resolved from the training set; build the grid with "
+                "the objects' sizes first, or give the ranges"
+            )
+        ranges = fit_scale_ranges(object_sides, len(sizes))
+    else:
+        ranges = settings.scale_ranges
+    return GridSpec(sizes=sizes, strides=reference.strides, scale_ranges=tuple(ranges))
+
+
+def with_grid(config: Config, grid: GridSpec) -> Config:
+    """Return the configuration with the grid written out, as checkpoints keep it."""
+    model: ModelConfig = config.model.model_copy(
+        update={"grid_sizes": grid.sizes, "scale_ranges": grid.scale_ranges}
+    )
+    return config.model_copy(update={"model": model})
+
+
+def fit_scale_ranges(object_sides: Tensor, num_levels: int) -> list[tuple[float, float]]:
+    """Share a data set's objects evenly among the levels, with the paper's overlap.
+
+    The cut points are quantiles of sqrt(box area), at least a factor sqrt(2) apart; each range
+    reaches sqrt(2) beyond its cut points, as SOLOv2's do (96 and 48 around 68, and so on).
+
+    Args:
+        object_sides: [N] float, sqrt(box area) in input pixels.
+        num_levels: Number of levels.
+
+    Returns:
+        One inclusive (low, high) per level; the first starts at 1 or below, the last is open.
+
+    Raises:
+        ValueError: If there is no object to fit to.
+    """
+    sides = object_sides[object_sides > 0].double()
+    if sides.numel() == 0:
+        raise ValueError(
+            "model.scale_ranges=auto needs objects, and the training set has none; use 'scaled'"
+        )
+    overlap = math.sqrt(2)
+    cuts: list[float] = []
+    ordered = sides.sort().values
+    for level in range(1, num_levels):
+        place = min(int(level / num_levels * ordered.numel()), ordered.numel() - 1)
+        cut = float(ordered[place])
+        cuts.append(max(cut, cuts[-1] * overlap) if cuts else cut)
+    lows = [min(1.0, float(ordered[0]))] + [cut / overlap for cut in cuts]
+    highs = [cut * overlap for cut in cuts] + [1e5]
+    return list(zip(lows, highs, strict=True))

@@ -1,0 +1,159 @@
+"""The deployable file: weights, configuration and categories in one safetensors file.
+
+Nothing in it is executed on loading. The training state (optimiser, schedule, random numbers) is a
+separate file, see `unisolo.engine.state`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unisolo.build import build_model
+from unisolo.categories import Categories
+from unisolo.config import Config, ConfigError, config_to_dict, load_config
+from unisolo.files import write_atomically
+from unisolo.models import UniSolo
+from unisolo.tasks import get_task
+
+__all__ = ["CheckpointError", "check_task", "load_model", "model_facts", "save_model"]
+
+FORMAT = "unisolo"
+FORMAT_VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and the fix."""
+
+
+def save_model(
+    model: UniSolo, path: str | Path, *, state_dict: dict[str, Tensor] | None = None
+) -> Path:
+    """Write a model's weights, configuration and categories to one file.
+
+    The file appears whole or not at all: it is written beside its place, synced and renamed.
+
+    Args:
+        model: A model made by `build_model` or `load_model`.
+        path: Where to; the suffix should be `.safetensors`.
+        state_dict: Other weights of the same model, e.g. averaged ones.
+
+    Returns:
+        The path.
+
+    Raises:
+        CheckpointError: If the model has no configuration or categories attached.
+        OSError: If the file cannot be written; what was at `path` before is untouched.
+    """
+    from safetensors.torch import save_file
+
+    config, categories = model_facts(model)
+    weights = model.state_dict() if state_dict is None else state_dict
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "config": json.dumps(config_to_dict(config)),
+        "categories": json.dumps(categories.to_coco()),
+    }
+    path = Path(path)
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    return path
+
+
+def model_facts(model: UniSolo) -> tuple[Config, Categories]:
+    """Return the configuration and the categories that a model carries.
+
+    Raises:
+        CheckpointError: If it carries none, having been put together by hand.
+    """
+    if model.config is None or model.categories is None:
+        raise CheckpointError(
+            "this model carries no configuration or categories; build it with unisolo.build_model"
+        )
+    return model.config, model.categories
+
+
+def load_model(
+    source: str | Path, *, task: str | None = None, device: str | torch.device = "cpu"
+) -> UniSolo:
+    """Load a model from a file written by `save_model`, in evaluation mode.
+
+    Args:
+        source: Path of the checkpoint.
+        task: Check that the checkpoint can answer this task. A panoptic checkpoint answers all
+            three; an instance or detection checkpoint has no stuff branch.
+        device: Where the weights go.
+
+    Returns:
+        The model, with `config` and `categories` attached.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, not a unisolo checkpoint, of a newer
+            format, or cannot answer the task.
+    """
+    path = Path(source)
+    weights, metadata = _read(path)
+    config, categories = _parse(path, metadata)
+    check_task(config, task)
+    model = build_model(config, categories, load_backbone=False)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: the weights do not fit its configuration: {error}") from None
+    return model.to(device).eval()
+
+
+def check_task(config: Config, task: str | None) -> None:
+    """Raise a CheckpointError if a model of this configuration cannot answer a task."""
+    if task is None:
+        return
+    missing = get_task(task).requires - get_task(config.task).requires
+    if missing:
+        raise CheckpointError(
+            f"the checkpoint was trained for task '{config.task}' and has no "
+            f"{', '.join(sorted(missing))} branch, which task '{task}' needs; train with "
+            f"--task {task}"
+        )
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: damaged or not a safetensors file ({error}); training also keeps the best "
+            "and the previous weights beside it"
+        ) from None
+
+
+def _parse(path: Path, metadata: dict[str, str]) -> tuple[Config, Categories]:
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: a safetensors file, but not a unisolo checkpoint (no configuration inside); "
+            "backbone weights go to model.backbone_weights"
+        )
+    try:
+        version = int(metadata["format_version"])
+        config_values = json.loads(metadata["config"])
+        category_values = json.loads(metadata["categories"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: its metadata is damaged ({error})") from None
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version {version} is newer than this package reads "
+            f"({FORMAT_VERSION}); upgrade unisolo"
+        )
+    try:
+        return load_config(values=config_values), Categories.from_coco(category_values)
+    except (ConfigError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from None

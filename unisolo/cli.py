@@ -1,0 +1,189 @@
+"""The command line. `tools/*.py` and the `unisolo` command are doors to these functions."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+__all__ = ["app", "evaluate", "train"]
+
+app = typer.Typer(
+    name="unisolo",
+    help="Instance, box and panoptic perception in one model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class TaskChoice(str, Enum):
+    """The tasks, as typer shows them."""
+
+    panoptic = "panoptic"
+    instance = "instance"
+    detection = "detection"
+
+
+class BackendChoice(str, Enum):
+    """The evaluation back ends."""
+
+    hotcoco = "hotcoco"
+    official = "official"
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings as key.sub=value, e.g. train.lr=0.001", metavar="[KEY=VALUE]..."),
+]
+TaskOption = Annotated[TaskChoice | None, typer.Option("--task", help="What to train or answer.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the full trace of an error.")]
+
+
+def _friendly(command: Command) -> Command:
+    """Turn expected errors into one sentence and exit code 2; `--debug` shows the trace."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, OSError, ImportError, FloatingPointError) as error:
+            if kwargs.get("debug"):
+                raise
+            typer.secho(f"error: {error}", fg="red", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            typer.secho("stopped", fg="red", err=True)
+            raise typer.Exit(130) from None
+
+    return run  # type: ignore[return-value]
+
+
+@app.command()
+@_friendly
+def train(
+    overrides: Overrides = None,
+    task: TaskOption = None,
+    config: Annotated[Path | None, typer.Option(help="YAML recipe, see configs/.")] = None,
+    data: Annotated[Path | None, typer.Option(help="COCO-layout folder (data.root).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Results folder (train.out).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT/last.pt.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT's run.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train a model on COCO-format data and evaluate it.
+
+    Example: train.py --task panoptic --config configs/quickstart.yaml --data runs/shapes
+    """
+    from unisolo.config import load_config
+    from unisolo.engine.train import train as run_training
+
+    values = _given(task=task.value if task else None, data={"root": data}, train={"out": out})
+    settings = load_config(config, overrides or (), values=values)
+    summary = run_training(settings, resume=resume, overwrite=overwrite)
+    if _is_main_process():
+        _print_metrics(summary.metrics)
+        typer.echo(
+            f"trained {summary.steps} steps in {summary.seconds / 60:.1f} min; "
+            f"model: {summary.checkpoint}"
+        )
+
+
+@app.command()
+@_friendly
+def evaluate(
+    checkpoint: Annotated[Path, typer.Option(help="A model.safetensors.")],
+    data: Annotated[Path, typer.Option(help="COCO-layout folder.")],
+    split: Annotated[str | None, typer.Option(help="Default: the checkpoint's val split.")] = None,
+    task: TaskOption = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for metrics.json and predictions.")
+    ] = Path("runs/evaluation"),
+    backend: Annotated[
+        BackendChoice, typer.Option(help="official = pycocotools and panopticapi.")
+    ] = BackendChoice.hotcoco,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
+    overrides: Overrides = None,
+    debug: DebugOption = False,
+) -> None:
+    """Evaluate a checkpoint: bbox AP, segm AP and PQ in one pass over the images.
+
+    Example: evaluate.py --checkpoint runs/quickstart/model.safetensors --data runs/shapes
+    """
+    from unisolo.build import build_dataset
+    from unisolo.checkpoint import load_model, model_facts
+    from unisolo.config import config_to_dict, load_config
+    from unisolo.engine.distributed import join_world
+    from unisolo.engine.evaluate import evaluate as run_evaluation
+    from unisolo.tasks import get_task
+
+    with join_world(device) as world:
+        name = task.value if task else None
+        model = load_model(checkpoint, task=name, device=world.device)
+        config, categories = model_facts(model)
+        values = config_to_dict(config)
+        values["data"].update({"root": str(data), "dataset": "auto"})
+        if name is not None:
+            values["task"] = name
+        if split is not None:
+            values["data"]["val_split"] = split
+        settings = load_config(None, overrides or (), values=values)
+        model.config = settings
+        metrics = run_evaluation(
+            model,
+            build_dataset(settings, split="val"),
+            task=get_task(settings.task)(categories),
+            world=world,
+            precision=settings.train.precision,
+            batch_size=batch_size,
+            workers=settings.data.workers,
+            backend=backend.value,
+            out=out,
+        )
+        if world.is_main:
+            _print_metrics(metrics)
+            typer.echo(f"metrics and predictions: {out}")
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """Drop what was not given on the command line, so that the file's values stay."""
+    tree = {}
+    for key, value in values.items():
+        kept = _given(**value) if isinstance(value, dict) else value
+        if kept is not None and kept != {}:
+            tree[key] = kept
+    return tree
+
+
+def _is_main_process() -> bool:
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _print_metrics(metrics: dict[str, float]) -> None:
+    """Print metrics as one table: a row per kind, a column per number."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    panoptic = {name: value for name, value in metrics.items() if name.startswith("panoptic/")}
+    table = Table(title="Evaluation (percent)")
+    for column in ("", "all", "things", "stuff"):
+        table.add_column(column, justify="left" if not column else "right")
+    for metric in ("PQ", "SQ", "RQ"):
+        if f"panoptic/{metric}" in panoptic:
+            cells = [panoptic[f"panoptic/{metric}{suffix}"] for suffix in ("", "_th", "_st")]
+            table.add_row(f"panoptic {metric}", *[f"{cell:.1f}" for cell in cells])
+    for kind in ("bbox", "segm"):
+        for suffix in ("AP", "AP50", "AP75", "APs", "APm", "APl"):
+            if f"{kind}/{suffix}" in metrics:
+                table.add_row(f"{kind} {suffix}", f"{metrics[f'{kind}/{suffix}']:.1f}", "", "")
+    console.print(table)

@@ -1,0 +1,271 @@
+"""What the two COCO readers share: finding the files, reading and checking JSON, a light index."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from unisolo.categories import Categories
+from unisolo.data.images import read_image
+
+__all__ = [
+    "CocoLayout",
+    "DatasetError",
+    "PackedRecords",
+    "group_by_image",
+    "path_inside",
+    "read_categories",
+    "read_coco",
+    "read_sized_image",
+    "select_images",
+]
+
+
+class DatasetError(ValueError):
+    """Data set files that cannot be used; the message names the file, the entry and the fix."""
+
+
+@dataclass(frozen=True)
+class CocoLayout:
+    """Where the files of one split are, in the layout of COCO's own downloads.
+
+    Attributes:
+        root: Folder of the data set.
+        split: Name of the split, e.g. "train2017".
+    """
+
+    root: Path
+    split: str
+
+    @property
+    def images(self) -> Path:
+        """Folder of the images."""
+        return self.root / self.split
+
+    @property
+    def instances(self) -> Path:
+        """Instance annotations."""
+        return self.root / "annotations" / f"instances_{self.split}.json"
+
+    @property
+    def panoptic(self) -> Path:
+        """Panoptic annotations."""
+        return self.root / "annotations" / f"panoptic_{self.split}.json"
+
+    @property
+    def panoptic_dir(self) -> Path:
+        """Folder of the panoptic PNGs."""
+        return self.root / "annotations" / f"panoptic_{self.split}"
+
+    def require(self, *paths: Path) -> None:
+        """Check that paths of this layout exist.
+
+        Raises:
+            DatasetError: If one does not; the message names it, the layout and the splits found.
+        """
+        for path in paths:
+            if path.exists():
+                continue
+            found = sorted(
+                {
+                    file.stem.removeprefix("instances_").removeprefix("panoptic_")
+                    for pattern in ("instances_*.json", "panoptic_*.json")
+                    for file in (self.root / "annotations").glob(pattern)
+                }
+            )
+            hint = f"splits with annotations here: {', '.join(found)}" if found else "none found"
+            raise DatasetError(
+                f"{path} does not exist. Expected layout of {self.root}: {self.split}/ (images), "
+                f"annotations/instances_{self.split}.json, and for panoptic data "
+                f"annotations/panoptic_{self.split}.json with "
+                f"annotations/panoptic_{self.split}/*.png ({hint})"
+            )
+
+
+class PackedRecords(Sequence[Any]):
+    """A read-only list of JSON values kept as one block of bytes.
+
+    A list of many small Python objects is copied into every loader process bit by bit, because
+    reading an object writes its reference count; one numpy buffer stays shared.
+
+    Args:
+        records: Values that JSON can hold.
+    """
+
+    def __init__(self, records: Iterable[Any]) -> None:
+        texts = [json.dumps(record, separators=(",", ":")).encode() for record in records]
+        self._ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+        self._bytes = np.frombuffer(b"".join(texts), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        index = range(len(self))[index]  # negative and out-of-range indices as in a list
+        start = int(self._ends[index - 1]) if index else 0
+        return json.loads(self._bytes[start : int(self._ends[index])].tobytes())
+
+
+def read_coco(path: Path) -> dict[str, Any]:
+    """Read a COCO JSON file and check its three lists.
+
+    Raises:
+        DatasetError: If the file is missing, not JSON, or lacks a list.
+    """
+    try:
+        tree = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except ValueError as error:
+        raise DatasetError(f"{path}: not valid JSON ({error}); copy or write it again") from None
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
+            raise DatasetError(
+                f"{path}: not a COCO annotation file: it needs a list {key!r} at the top level"
+            )
+    return dict(tree)
+
+
+def read_categories(path: Path, entries: Sequence[Mapping[str, Any]]) -> Categories:
+    """`Categories.from_coco` with the file's name in its errors.
+
+    Raises:
+        DatasetError: If the categories cannot be used.
+    """
+    try:
+        return Categories.from_coco(entries)
+    except ValueError as error:
+        raise DatasetError(f"{path}: {error}") from None
+
+
+def select_images(
+    path: Path, tree: Mapping[str, Any], image_dir: Path, max_images: int | None
+) -> tuple[list[dict[str, Any]], set[int]]:
+    """Check the image entries and choose those to use.
+
+    Args:
+        path: The JSON file, for messages.
+        tree: Its content.
+        image_dir: Folder that every `file_name` must stay inside.
+        max_images: Use only the first images by id; None = all.
+
+    Returns:
+        The chosen entries (`id`, `file_name`, `height`, `width`) by ascending id, and the ids of
+        all images in the file.
+
+    Raises:
+        DatasetError: If an entry is incomplete, an id repeats, or a file name leaves `image_dir`.
+        ValueError: If `max_images` is less than 1.
+    """
+    if max_images is not None and max_images < 1:
+        raise ValueError(f"max_images must be at least 1 or None, got {max_images}")
+    chosen: dict[int, dict[str, Any]] = {}
+    for entry in tree["images"]:
+        missing = [key for key in ("id", "file_name", "height", "width") if key not in entry]
+        if missing:
+            raise DatasetError(f"{path}: image entry {entry} lacks {', '.join(missing)}; add it")
+        image_id = entry["id"]
+        if not isinstance(image_id, int):
+            raise DatasetError(f"{path}: image id {image_id!r} must be an integer")
+        if image_id in chosen:
+            raise DatasetError(f"{path}: image id {image_id} appears twice; ids must be unique")
+        height, width = int(entry["height"]), int(entry["width"])
+        if height < 1 or width < 1:
+            raise DatasetError(
+                f"{path}: image id {image_id} has height {height} and width {width}; "
+                "write the size of the image file"
+            )
+        file_name = str(entry["file_name"])
+        path_inside(image_dir, file_name, f"{path}: image id {image_id}")
+        chosen[image_id] = {
+            "id": image_id,
+            "file_name": file_name,
+            "height": height,
+            "width": width,
+        }
+    ids = sorted(chosen)
+    return [chosen[image_id] for image_id in ids[:max_images]], set(ids)
+
+
+def path_inside(folder: Path, file_name: str, where: str) -> Path:
+    """Join a file name from a JSON file to its folder.
+
+    Args:
+        folder: The folder.
+        file_name: A relative path; subfolders are fine.
+        where: The place of the name, for the message.
+
+    Returns:
+        The path.
+
+    Raises:
+        DatasetError: If the name is empty or points outside the folder.
+    """
+    relative = os.path.normpath(file_name.replace("\\", "/"))
+    if not file_name or os.path.isabs(relative) or relative.split(os.sep)[0] in ("..", "."):
+        raise DatasetError(
+            f"{where}: file_name {file_name!r} points outside {folder}; "
+            "write a path relative to that folder"
+        )
+    return folder / relative
+
+
+def group_by_image(
+    path: Path, entries: Sequence[Mapping[str, Any]], image_ids: Iterable[int]
+) -> dict[int, list[Mapping[str, Any]]]:
+    """Sort annotations to their images.
+
+    Args:
+        path: The JSON file, for messages.
+        entries: Its annotations.
+        image_ids: Ids of all images in the file.
+
+    Returns:
+        Annotations of every image id, in the order of the file; empty lists included.
+
+    Raises:
+        DatasetError: If an annotation belongs to no image.
+    """
+    groups: dict[int, list[Mapping[str, Any]]] = {image_id: [] for image_id in image_ids}
+    for entry in entries:
+        try:
+            groups[entry["image_id"]].append(entry)
+        except KeyError:
+            raise DatasetError(
+                f"{path}: annotation {entry.get('id', entry.get('file_name'))!r} has image_id "
+                f"{entry.get('image_id')!r}, which is not under 'images'; "
+                "add the image or remove the annotation"
+            ) from None
+    return groups
+
+
+def read_sized_image(
+    image_dir: Path, record: Mapping[str, Any], annotations: Path
+) -> npt.NDArray[np.uint8]:
+    """Read the image of a record and check its size.
+
+    Returns:
+        [H, W, 3] uint8 RGB.
+
+    Raises:
+        ImageError: If the file cannot be used.
+        DatasetError: If its size is not the one the JSON file gives.
+    """
+    path = path_inside(image_dir, record["file_name"], str(annotations))
+    image = read_image(path)
+    expected = (record["height"], record["width"])
+    if image.shape[:2] != expected:
+        raise DatasetError(
+            f"{path}: the upright image is {image.shape[0]} x {image.shape[1]} (height x width) "
+            f"but {annotations} says {expected[0]} x {expected[1]} for image id {record['id']}; "
+            "correct the file that is wrong (annotations belong to the image after its EXIF "
+            "orientation)"
+        )
+    return image

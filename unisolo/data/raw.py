@@ -1,0 +1,130 @@
+"""An image and its ground truth as read from disk, and the step that makes a `Sample` of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from unisolo.structures import ImageMeta, Sample, Target
+
+__all__ = ["MAX_OBJECTS", "RawSample", "RawTarget", "Transform", "map_boxes", "to_sample"]
+
+MAX_OBJECTS = 32767
+"""Objects an image may have: their numbers are painted in int16 maps."""
+
+Int16Map: TypeAlias = npt.NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class RawTarget:
+    """Ground truth in the frame of the image file; the maps mean what `Target`'s mean.
+
+    Attributes:
+        labels: [N] int64, thing label of each object.
+        object_map: [D, H, W] int16; an object may have lost all its pixels (it is dropped later).
+        crowd_map: [H, W] int16.
+        stuff_map: [H, W] int16, or None where the data set has no stuff.
+    """
+
+    labels: npt.NDArray[np.int64]
+    object_map: Int16Map
+    crowd_map: Int16Map
+    stuff_map: Int16Map | None = None
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """What a transform takes.
+
+    Attributes:
+        image: [H, W, 3] uint8 RGB, upright.
+        meta: Identity and frames; `input_size` is not yet of interest.
+        target: Ground truth, or None at inference.
+    """
+
+    image: npt.NDArray[np.uint8]
+    meta: ImageMeta
+    target: RawTarget | None = None
+
+
+Transform: TypeAlias = Callable[[RawSample], Sample]
+"""A transform of a data set: `EvalTransform`, `TrainTransform`, or any function like them."""
+
+
+def to_sample(raw: RawSample, *, image: Tensor | None = None, min_object_area: int = 1) -> Sample:
+    """Make tensors of a raw sample and settle which objects are left.
+
+    Objects with too few pixels are dropped, the others are numbered anew without gaps (their order
+    stays), empty layers of the object map go, and boxes are taken **from the visible mask**: after
+    a crop, or where another segment covers an object, the annotation's box no longer says where
+    the object is.
+
+    Args:
+        raw: Image and maps, all of one size.
+        image: [3, H, W] uint8, where a transform has it as a tensor already; else `raw.image`.
+        min_object_area: Objects with fewer pixels than this (at least 1) are dropped.
+
+    Returns:
+        The sample; `meta.input_size` is the size of its image.
+    """
+    if image is None:
+        image = torch.from_numpy(np.ascontiguousarray(raw.image.transpose(2, 0, 1)))
+    height, width = image.shape[-2:]
+    meta = replace(raw.meta, input_size=(int(height), int(width)))
+    target = None if raw.target is None else _to_target(raw.target, max(min_object_area, 1))
+    return Sample(image.contiguous(), meta, target)
+
+
+def _to_target(target: RawTarget, min_area: int) -> Target:
+    count = len(target.labels)
+    areas = np.bincount(target.object_map.ravel(), minlength=count + 1)[1:]
+    keep = areas >= min_area
+    numbers = np.zeros(count + 1, dtype=np.int16)
+    numbers[1:][keep] = np.arange(1, keep.sum() + 1, dtype=np.int16)
+    object_map = numbers[target.object_map]
+    used = np.flatnonzero(object_map.reshape(len(object_map), -1).any(axis=1))
+    object_map = object_map[used] if len(used) else object_map[:1]  # one layer always stays
+    return Target(
+        labels=torch.from_numpy(target.labels[keep]),
+        boxes=torch.from_numpy(map_boxes(object_map, int(keep.sum()))),
+        object_map=torch.from_numpy(np.ascontiguousarray(object_map)),
+        crowd_map=torch.from_numpy(np.ascontiguousarray(target.crowd_map)),
+        stuff_map=None
+        if target.stuff_map is None
+        else torch.from_numpy(np.ascontiguousarray(target.stuff_map)),
+    )
+
+
+def map_boxes(object_map: Int16Map, count: int) -> npt.NDArray[np.float32]:
+    """Boxes of the objects painted in a map, without making a mask of each.
+
+    Args:
+        object_map: [D, H, W]; n + 1 = object n.
+        count: Number of objects N.
+
+    Returns:
+        [N, 4] float32 xyxy, half-open; zeros for an object without pixels.
+    """
+    _, height, width = object_map.shape
+    in_row = np.zeros((count + 1, height), dtype=bool)
+    in_column = np.zeros((count + 1, width), dtype=bool)
+    in_row[object_map, np.arange(height)[:, None]] = True
+    in_column[object_map, np.arange(width)] = True
+    in_row, in_column = in_row[1:], in_column[1:]
+    boxes = np.stack(
+        [
+            in_column.argmax(axis=1),
+            in_row.argmax(axis=1),
+            width - in_column[:, ::-1].argmax(axis=1),
+            height - in_row[:, ::-1].argmax(axis=1),
+        ],
+        axis=1,
+    ).astype(np.float32)
+    boxes[~in_row.any(axis=1)] = 0
+    return boxes

@@ -1,0 +1,146 @@
+"""COCO segmentations (polygons, plain and compressed RLE) as masks, painted into layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from unisolo.data.raw import MAX_OBJECTS
+
+__all__ = ["decode", "encode", "paint_layers", "to_rle", "usable"]
+
+_FAR = 1e6
+"""Polygon coordinates beyond this are mistakes, and would make rasterising eat all memory."""
+
+
+def usable(segmentation: Any) -> Any:
+    """Leave out what cannot enclose a pixel.
+
+    Args:
+        segmentation: As in a COCO file: a list of polygons [x1, y1, x2, y2, ...], or an RLE
+            mapping with `size` and `counts`. None and [] count as no mask.
+
+    Returns:
+        The segmentation without polygons of fewer than three points; None where nothing is left.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    if segmentation is None:
+        return None
+    if isinstance(segmentation, dict):
+        if "size" not in segmentation or "counts" not in segmentation:
+            raise ValueError("an RLE segmentation needs 'size' and 'counts'")
+        return segmentation
+    if not isinstance(segmentation, list) or not all(isinstance(p, list) for p in segmentation):
+        raise ValueError("a segmentation must be an RLE mapping or a list of polygons")
+    # A first polygon of four numbers would make pycocotools take the list for boxes.
+    return [polygon for polygon in segmentation if len(polygon) >= 6] or None
+
+
+def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """Bring a usable segmentation to compressed RLE.
+
+    Args:
+        segmentation: What `usable` returned, not None.
+        height: Height of the image in pixels.
+        width: Its width.
+
+    Returns:
+        The RLE of pycocotools; the parts of a multi-part polygon are united.
+
+    Raises:
+        ValueError: If an RLE is of another size, or polygon coordinates are odd in number, not
+            finite or absurdly far away.
+    """
+    from pycocotools import mask as coco_mask
+
+    if isinstance(segmentation, dict):
+        if [int(side) for side in segmentation["size"]] != [height, width]:
+            raise ValueError(
+                f"its RLE has size {segmentation['size']} but the image is {[height, width]}"
+            )
+        counts = segmentation["counts"]
+        if not isinstance(counts, list):
+            return segmentation
+        if sum(counts) != height * width or min(counts, default=0) < 0:
+            raise ValueError(
+                f"its RLE counts sum to {sum(counts)}, not to {height} x {width} pixels"
+            )
+        return dict(coco_mask.frPyObjects(segmentation, height, width))
+    for polygon in segmentation:
+        if len(polygon) % 2:
+            raise ValueError(f"a polygon has {len(polygon)} numbers; x and y come in pairs")
+        if not (np.abs(np.asarray(polygon, dtype=np.float64)) < _FAR).all():
+            raise ValueError("a polygon has coordinates that are not finite or far outside")
+    return dict(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
+
+
+def decode(segmentation: Any, height: int, width: int) -> npt.NDArray[np.bool_]:
+    """Rasterise a usable segmentation.
+
+    Returns:
+        [H, W] bool.
+
+    Raises:
+        ValueError: As `to_rle`, or if a compressed RLE is damaged.
+    """
+    from pycocotools import mask as coco_mask
+
+    mask: npt.NDArray[np.bool_] = coco_mask.decode(to_rle(segmentation, height, width)) != 0
+    return mask
+
+
+def encode(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Return the compressed RLE of a [H, W] mask, counts as ASCII text so that JSON can hold it."""
+    from pycocotools import mask as coco_mask
+
+    rle = dict(coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)))
+    rle["counts"] = rle["counts"].decode("ascii")
+    return rle
+
+
+def paint_layers(
+    masks: Iterable[npt.NDArray[np.bool_]], height: int, width: int
+) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int64]]:
+    """Paint masks as numbers into as few layers as their order allows.
+
+    Each mask goes to the first layer where its pixels are free, so the number of layers follows
+    the depth of overlap and not the number of objects. Masks are taken one at a time and may come
+    from a generator: they never exist together. Empty masks are passed over.
+
+    Args:
+        masks: [H, W] bool each.
+        height: H in pixels.
+        width: W in pixels.
+
+    Returns:
+        The map [D, H, W] int16, D >= 1, n + 1 = n-th painted mask; and the index [N] int64 in
+        `masks` of each painted mask.
+
+    Raises:
+        ValueError: If there are more masks than int16 can number.
+    """
+    layers = [np.zeros((height, width), dtype=np.int16)]
+    painted: list[int] = []
+    for index, mask in enumerate(masks):
+        rows = np.flatnonzero(mask.any(axis=1))
+        if not len(rows):
+            continue
+        columns = np.flatnonzero(mask.any(axis=0))
+        window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        inside = mask[window]
+        painted.append(index)
+        if len(painted) > MAX_OBJECTS:
+            raise ValueError(f"an image may have at most {MAX_OBJECTS} objects")
+        for layer in layers:
+            if not layer[window][inside].any():
+                break
+        else:
+            layer = np.zeros((height, width), dtype=np.int16)
+            layers.append(layer)
+        layer[window][inside] = len(painted)
+    return np.stack(layers), np.array(painted, dtype=np.int64)

@@ -1,0 +1,51 @@
+"""Results on their way out: masks as RLE, maps as PNG."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+__all__ = ["encode_png", "encode_rle"]
+
+_RLE_CHUNK_PIXELS = 1 << 24
+"""Mask pixels unpacked at once, one byte each, while writing RLE."""
+
+
+def encode_rle(packed: NDArray[np.uint8], width: int) -> list[dict[str, Any]]:
+    """Encode packed masks as compressed COCO RLE.
+
+    RLE runs down the columns. Turning the packed bytes and unpacking along the turned axis gives
+    column-major masks directly: about three times faster than unpacking rows and turning pixels.
+
+    Args:
+        packed: [N, H, ceil(W / 8)] uint8, bits as `numpy.packbits(axis=-1)` orders them; what
+            lies beyond the width is ignored.
+        width: W.
+
+    Returns:
+        N dicts with `size` [H, W] and `counts`, an ASCII str that JSON can hold.
+    """
+    from hotcoco import mask as rle_ops
+
+    count, height, row_bytes = packed.shape
+    chunk = max(1, _RLE_CHUNK_PIXELS // max(1, height * row_bytes * 8))
+    shifts = np.arange(7, -1, -1, dtype=np.uint8)[:, None]
+    rles: list[dict[str, Any]] = []
+    for start in range(0, count, chunk):
+        columns = np.ascontiguousarray(packed[start : start + chunk].transpose(0, 2, 1))
+        bits = np.right_shift(columns[:, :, None, :], shifts)  # [n, ceil(W / 8), 8, H]
+        np.bitwise_and(bits, 1, out=bits)
+        masks = bits.reshape(len(columns), row_bytes * 8, height)[:, :width]
+        rles.extend(rle_ops.encode(masks.transpose(2, 1, 0)))  # wants [H, W, n], column-major
+    return [{"size": [height, width], "counts": rle["counts"].decode("ascii")} for rle in rles]
+
+
+def encode_png(rgb: NDArray[np.uint8]) -> bytes:
+    """Return [H, W, 3] uint8 RGB as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,142 @@
+"""Evaluation: one pass over the images, every metric of the task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from unisolo.checkpoint import model_facts
+from unisolo.data.loader import collate, padded_size
+from unisolo.engine.distributed import World, gather_objects
+from unisolo.evaluation.base import Evaluator
+from unisolo.files import write_json
+from unisolo.models import UniSolo
+from unisolo.ops.select import select_instances
+from unisolo.results import Result
+from unisolo.structures import Batch, Sample
+from unisolo.tasks import TaskAdapter
+
+__all__ = ["autocast_for", "buckets", "evaluate", "resolve_precision", "run_batch"]
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """Return the compute dtype of a `train.precision` value on a device.
+
+    "auto" is bf16 on a GPU that has it, fp16 on an older GPU, fp32 elsewhere.
+    """
+    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision != "auto":
+        return named[precision]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def autocast_for(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
+    """Return an autocast context for the dtype; fp32 means none."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def run_batch(model: UniSolo, task: TaskAdapter, batch: Batch) -> list[Result]:
+    """Run the model and the task's post-process on one batch, with the model's own settings."""
+    settings = model_facts(model)[0].inference
+    outputs = model(batch.images, batch.image_sizes)
+    instances = select_instances(outputs, model.grid, **settings.select_arguments())
+    height, width = batch.images.shape[-2:]
+    return task.postprocess(
+        instances,
+        outputs.extras,
+        batch.metas,
+        padded_size=(height, width),
+        **settings.postprocess_arguments(),
+    )
+
+
+def buckets(samples: Iterable[Sample], batch_size: int) -> Iterator[list[Sample]]:
+    """Group samples of one padded size, so that batching changes no image's geometry.
+
+    The grids span the padded image: in a batch padded to its largest image a smaller one would be
+    seen with other cells than alone. At most `batch_size` samples per size are held back.
+    """
+    waiting: dict[tuple[int, int], list[Sample]] = {}
+    for sample in samples:
+        group = waiting.setdefault(padded_size(sample.meta.input_size), [])
+        group.append(sample)
+        if len(group) == batch_size:
+            yield waiting.pop(padded_size(sample.meta.input_size))
+    yield from waiting.values()
+
+
+@torch.inference_mode()
+def evaluate(
+    model: UniSolo,
+    dataset: Any,
+    *,
+    task: TaskAdapter,
+    world: World,
+    precision: str = "auto",
+    batch_size: int = 8,
+    workers: int = 0,
+    backend: str = "hotcoco",
+    out: Path | None = None,
+    on_image: Callable[[int, int], None] | None = None,
+) -> dict[str, float]:
+    """Evaluate a model on a data set, shared out over the processes of `world`.
+
+    Only run-length codes and per-category counts are kept between images.
+
+    Args:
+        model: In evaluation mode, on `world.device`.
+        dataset: One of `unisolo.data.DATASETS`, with the evaluation transform.
+        task: The task to answer; a panoptic model may be evaluated on all three.
+        world: This process's place.
+        precision: As `train.precision`.
+        batch_size: Images of one padded size that are run together.
+        workers: Loader processes.
+        backend: "hotcoco" or "official" (pycocotools, panopticapi).
+        out: Folder for `metrics.json` and the predictions in COCO formats; None writes nothing.
+        on_image: Called with (images done, images of this process).
+
+    Returns:
+        Metrics by flat name, in percent, the same on every process.
+    """
+    evaluators: list[Evaluator] = task.make_evaluators(dataset, backend=backend)
+    indices = range(world.rank, len(dataset), world.size)
+    loader: Iterable[Sample] = DataLoader(
+        Subset(dataset, indices), batch_size=None, num_workers=workers
+    )
+    dtype = resolve_precision(precision, world.device)
+    done = 0
+    for group in buckets(loader, batch_size):
+        batch = collate(group).to(world.device, non_blocking=True)
+        with autocast_for(dtype, world.device):
+            results = [result.cpu() for result in run_batch(model, task, batch)]
+        for evaluator in evaluators:
+            evaluator.update(results, batch.metas)
+        done += len(batch)
+        if on_image is not None:
+            on_image(done, len(indices))
+    return _finish(evaluators, world, out)
+
+
+def _finish(
+    evaluators: Sequence[Evaluator], world: World, out: Path | None
+) -> dict[str, float]:
+    """Join what the processes found, compute, and let the main process write."""
+    metrics: dict[str, float] = {}
+    for evaluator in evaluators:
+        if world.size > 1:
+            evaluator.merge(gather_objects(evaluator.state()))
+        metrics.update(evaluator.compute())
+        if out is not None and world.is_main:
+            evaluator.save(out)
+    if out is not None and world.is_main:
+        write_json(out / "metrics.json", metrics, indent=2)
+    return metrics

@@ -1,0 +1,126 @@
+"""What a run says: a progress bar or plain lines, JSON lines, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+__all__ = ["RunLogger"]
+
+
+class RunLogger:
+    """Writes a run's numbers; on processes other than the main one it does nothing.
+
+    Args:
+        out: Folder for `log.jsonl` and `tensorboard/`.
+        total_steps: Length of the run.
+        start_step: Steps done before (resumed runs).
+        active: Whether this process writes.
+        tensorboard: Whether to write TensorBoard event files as well.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        total_steps: int,
+        start_step: int = 0,
+        active: bool = True,
+        tensorboard: bool = True,
+    ) -> None:
+        self.active = active
+        self.total_steps = total_steps
+        self._start_step = start_step
+        self._start_time = time.monotonic()
+        self._progress: Any = None
+        self._writer: Any = None
+        if not active:
+            return
+        out.mkdir(parents=True, exist_ok=True)
+        self._file = (out / "log.jsonl").open("a", encoding="utf-8")
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=start_step + 1)
+        if sys.stderr.isatty():
+            self._progress = _progress_bar()
+            self._task = self._progress.add_task("train", total=total_steps, completed=start_step)
+            self._progress.start()
+
+    def __enter__(self) -> RunLogger:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self.active:
+            return
+        if self._progress is not None:
+            self._progress.stop()
+        if self._writer is not None:
+            self._writer.close()
+        self._file.close()
+
+    def say(self, text: str) -> None:
+        """Print a line, above the progress bar where there is one."""
+        if not self.active:
+            return
+        if self._progress is not None:
+            self._progress.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, flush=True)
+
+    def advance(self, step: int) -> None:
+        """Move the progress bar."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Record numbers of a step in `log.jsonl` and TensorBoard."""
+        if not self.active:
+            return
+        row = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            for name, value in values.items():
+                tag = name if "/" in name else f"train/{name}"
+                self._writer.add_scalar(tag, value, step)
+
+    def line(self, step: int, values: dict[str, float]) -> None:
+        """Record and print one training step: losses, rate, speed, memory and time left."""
+        if not self.active:
+            return
+        done = max(step - self._start_step, 1)
+        left = (time.monotonic() - self._start_time) / done * (self.total_steps - step)
+        self.log(step, {**values, "seconds_left": left})
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.say(f"step {step}/{self.total_steps}  {shown}  left {_duration(left)}")
+
+
+def _progress_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    return Progress(
+        "{task.description}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

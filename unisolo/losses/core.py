@@ -1,0 +1,153 @@
+"""Losses of the SOLOv2 core: category (focal) and mask (dice)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from unisolo.losses.assign import (
+    Assignment,
+    assign_grid,
+    block_objects,
+    cell_owners,
+    crowd_cells,
+    masks_from_blocks,
+    object_statistics,
+)
+from unisolo.losses.assign import one_object_per_cell as keep_one_object_per_cell
+from unisolo.losses.functional import dice_loss, sigmoid_focal_loss
+from unisolo.structures import GridSpec, Outputs, Target
+
+__all__ = ["solo_losses"]
+
+_MASK_STRIDE = 4
+
+
+def solo_losses(
+    outputs: Outputs,
+    targets: Sequence[Target],
+    grid: GridSpec,
+    *,
+    one_object_per_cell: bool = True,
+    max_pixels: int = 2**24,
+) -> dict[str, Tensor]:
+    """Return the unweighted losses of the category, kernel and mask-feature branches.
+
+    Finite, with a gradient for every branch, whatever the batch holds: no object, only crowd.
+
+    Args:
+        outputs: Raw outputs for B images.
+        targets: B targets on the same device, maps padded to 4 times the mask features' size.
+        grid: The model's grids.
+        one_object_per_cell: Train each kernel on one mask. False = the reference: a shared cell is
+            trained on every object that claims it.
+        max_pixels: Mask pixels (cells x pixels at stride 4) that are held in float32 at a time.
+
+    Returns:
+        "loss_category": focal loss summed over cells, categories and images, divided by the number
+        of positive cells + 1. Negatives of a category whose crowd the cell touches do not count.
+        "loss_mask": mean dice loss over all (cell, object) pairs of the batch, 0 without pairs.
+        Both float32 scalars.
+
+    Raises:
+        ValueError: If the outputs, the targets and the grid do not fit together.
+    """
+    height, width = outputs.mask_features.shape[-2:]
+    image_size = (_MASK_STRIDE * height, _MASK_STRIDE * width)
+    _check_shapes(outputs, targets, grid, image_size)
+    assignments = []
+    for target in targets:
+        centers, areas = object_statistics(target.object_map, len(target))
+        assignment = assign_grid(target.boxes, centers, areas, grid, image_size)
+        if one_object_per_cell:
+            assignment = keep_one_object_per_cell(assignment, centers, grid, image_size)
+        assignments.append(assignment)
+    return {
+        "loss_category": _category_loss(outputs.category_logits, targets, assignments, grid),
+        "loss_mask": _mask_loss(outputs, targets, assignments, max_pixels),
+    }
+
+
+def _check_shapes(
+    outputs: Outputs, targets: Sequence[Target], grid: GridSpec, image_size: tuple[int, int]
+) -> None:
+    batch, cells, _ = outputs.category_logits.shape
+    if len(targets) != batch:
+        raise ValueError(f"{batch} images need {batch} targets, got {len(targets)}")
+    if cells != grid.num_cells:
+        raise ValueError(f"category_logits have {cells} cells, the grid has {grid.num_cells}")
+    for index, target in enumerate(targets):
+        for name in ("object_map", "crowd_map"):
+            shape = tuple(getattr(target, name).shape[-2:])
+            if shape != image_size:
+                raise ValueError(
+                    f"{name} of target {index} is {shape}, the padded batch is {image_size}; "
+                    "pad the maps with the images (unisolo.data.loader.collate does)"
+                )
+
+
+def _category_loss(
+    logits: Tensor, targets: Sequence[Target], assignments: Sequence[Assignment], grid: GridSpec
+) -> Tensor:
+    num_things = logits.shape[-1]
+    labels = torch.stack(
+        [
+            # Owner -1 (none) picks the label that was appended, which no category has.
+            F.pad(target.labels, (0, 1), value=-1)[cell_owners(assignment, grid.num_cells)]
+            for target, assignment in zip(targets, assignments, strict=True)
+        ]
+    )
+    positive = labels[..., None] == torch.arange(num_things, device=logits.device)
+    crowd = torch.stack([crowd_cells(target.crowd_map, grid, num_things) for target in targets])
+    loss = sigmoid_focal_loss(logits, positive).masked_fill(crowd & ~positive, 0)
+    return loss.sum() / ((labels >= 0).sum() + 1)
+
+
+def _mask_loss(
+    outputs: Outputs,
+    targets: Sequence[Target],
+    assignments: Sequence[Assignment],
+    max_pixels: int,
+) -> Tensor:
+    features = outputs.mask_features
+    pairs_per_chunk = max(1, max_pixels // features[0, 0].numel())
+    sums = []
+    for kernels, feature, target, assignment in zip(
+        outputs.kernels, features, targets, assignments, strict=True
+    ):
+        blocks = block_objects(target.object_map)
+        # Without pairs there is one empty chunk: its sum is 0 and still ties the branches to the
+        # loss, which data-parallel training needs.
+        for cells, objects in zip(
+            torch.split(assignment.cells, pairs_per_chunk),
+            torch.split(assignment.objects, pairs_per_chunk),
+            strict=True,
+        ):
+            # Recomputed in the backward pass: one more small matmul instead of keeping pairs x
+            # pixels in float32 for the whole batch.
+            sums.append(
+                checkpoint(
+                    _dice_sum,
+                    kernels[cells],
+                    feature,
+                    blocks,
+                    objects,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
+            )
+    num_pairs = sum(len(assignment.cells) for assignment in assignments)
+    return torch.stack(sums).sum() / max(num_pairs, 1)
+
+
+def _dice_sum(kernels: Tensor, feature: Tensor, blocks: Tensor, objects: Tensor) -> Tensor:
+    """Return the summed dice loss of kernels [P, E] on feature [E, h, w] for objects [P]."""
+    # float32 also for the dynamic convolution: dice's gradient on one pixel is about
+    # 1 / (pixels x pairs), which half precision flushes to zero.
+    with torch.autocast(feature.device.type, enabled=False):
+        logits = kernels.float() @ feature.float().flatten(1)
+        return dice_loss(logits, masks_from_blocks(blocks, objects).flatten(1)).sum()

@@ -1,0 +1,65 @@
+"""Pieces that the neck and the heads share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ConvNormAct", "append_coordinates", "group_norm", "init_normal"]
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Return SOLOv2's norm: 32 groups.
+
+    Where 32 does not divide the channels, the largest divisor below it is the number of groups.
+    """
+    groups = max(group for group in range(1, min(32, channels) + 1) if channels % group == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+class ConvNormAct(nn.Module):
+    """Convolution without bias, group norm, ReLU; size-preserving.
+
+    Args:
+        in_channels: Channels in.
+        out_channels: Channels out.
+        kernel_size: Odd side of the kernel.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False
+        )
+        self.norm = group_norm(out_channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map [B, in_channels, h, w] to [B, out_channels, h, w], non-negative."""
+        return torch.relu(self.norm(self.conv(features)))
+
+
+def append_coordinates(features: Tensor) -> Tensor:
+    """Append each pixel's position as two channels (CoordConv; SOLOv2, section 3.2).
+
+    Args:
+        features: [B, C, h, w].
+
+    Returns:
+        [B, C + 2, h, w]: the features, then x, then y, each from -1 at the centre of the first
+        column (row) to 1 at the centre of the last.
+    """
+    batch, _, height, width = features.shape
+    x = torch.linspace(-1, 1, width, device=features.device, dtype=features.dtype)
+    y = torch.linspace(-1, 1, height, device=features.device, dtype=features.dtype)
+    x = x.view(1, 1, 1, width).expand(batch, 1, height, width)
+    y = y.view(1, 1, height, 1).expand(batch, 1, height, width)
+    return torch.cat([features, x, y], dim=1)
+
+
+def init_normal(module: nn.Module) -> None:
+    """Draw convolution weights with standard deviation 0.01 and zero their biases (SOLOv2)."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d):
+            nn.init.normal_(child.weight, std=0.01)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)

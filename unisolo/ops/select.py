@@ -1,0 +1,333 @@
+"""From raw outputs to a fixed number of instances: SOLOv2's inference, without a host sync.
+
+The stages are functions of their own: `points_nms`, `top_candidates`, `candidate_masks`,
+`nms_inputs`, `keep_best`; `select_instances` joins them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unisolo.ops.masks import CHUNK_PIXELS, full_precision, row_chunks
+from unisolo.ops.matrix_nms import NmsKernel, matrix_nms
+from unisolo.structures import GridSpec, Instances, Outputs
+
+__all__ = [
+    "CandidateMasks",
+    "Candidates",
+    "candidate_masks",
+    "category_probs",
+    "keep_best",
+    "nms_inputs",
+    "points_nms",
+    "select_instances",
+    "top_candidates",
+]
+
+
+class Candidates(NamedTuple):
+    """(cell, category) pairs of one image by falling score; score 0 marks an empty place.
+
+    Attributes:
+        scores: [n] float32.
+        labels: [n] int64.
+        cells: [n] int64, into the cells of all levels.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    cells: Tensor
+
+
+class CandidateMasks(NamedTuple):
+    """Masks of the candidates of one image, at stride 4 of the padded input.
+
+    Attributes:
+        masks: [n, h, w] bool.
+        areas: [n] int64, pixels.
+        maskness: [n] float32, mean probability inside the mask; 0 for an empty mask.
+    """
+
+    masks: Tensor
+    areas: Tensor
+    maskness: Tensor
+
+
+def select_instances(
+    outputs: Outputs,
+    grid: GridSpec,
+    *,
+    score_threshold: float = 0.1,
+    mask_threshold: float = 0.5,
+    max_candidates: int = 500,
+    pre_nms: int = 500,
+    nms_kernel: NmsKernel = "gaussian",
+    nms_sigma: float = 2.0,
+    update_threshold: float = 0.05,
+    max_instances: int = 100,
+    chunk_pixels: int = CHUNK_PIXELS,
+) -> Instances:
+    """Choose the instances of every image of a batch; the same call serves all tasks.
+
+    Equal to the reference inference whenever at most `max_candidates` pairs pass
+    `score_threshold`. Every step has a fixed shape and no value decides the next line, so the
+    function exports. Exact ties go to the earlier index.
+
+    Memory, with n = min(max_candidates, L * C), besides outputs [B, K, h, w] float32 and one
+    float32 copy of an image's mask features: n * h * w bools, twice while `pre_nms` cuts, and a
+    few float tensors of `chunk_pixels` values. Nothing grows with the number of pairs above the
+    threshold, and soft masks of all candidates never exist at once.
+
+    Args:
+        outputs: Raw outputs of the model, any floating dtype; computed on in float32.
+        grid: The model's grid.
+        score_threshold: A pair is a candidate where its probability is above this (strict).
+        mask_threshold: A pixel is inside where its probability is above this (strict).
+        max_candidates: Pairs kept, by probability, before any mask is made.
+        pre_nms: Masks that enter Matrix NMS, by probability times maskness.
+        nms_kernel: "gaussian" or "linear".
+        nms_sigma: Strength of the gaussian kernel.
+        update_threshold: An instance stays if its decayed score is at least this (inclusive).
+        max_instances: K, the fixed number of places per image.
+        chunk_pixels: Mask pixels in float at a time; changes memory and speed.
+
+    Returns:
+        Instances by falling score, empty places (score 0, label 0, cell 0, zero mask) last.
+
+    Raises:
+        ValueError: If the outputs do not fit the grid, or a setting is out of range.
+    """
+    _check(outputs, grid, score_threshold, mask_threshold, max_candidates, pre_nms, max_instances)
+    strides = _cell_strides(grid, outputs.kernels.device)
+    probs = category_probs(outputs.category_logits.detach(), grid)
+    selected = []
+    for image_probs, kernels, features in zip(
+        probs, outputs.kernels.detach(), outputs.mask_features.detach(), strict=True
+    ):
+        features = features.float()  # once, not per chunk
+        candidates = top_candidates(
+            image_probs, score_threshold=score_threshold, max_candidates=max_candidates
+        )
+        made = candidate_masks(
+            kernels[candidates.cells],
+            features,
+            mask_threshold=mask_threshold,
+            chunk_pixels=chunk_pixels,
+        )
+        candidates, masks = nms_inputs(
+            candidates, made, min_areas=strides[candidates.cells], pre_nms=pre_nms
+        )
+        decayed = matrix_nms(
+            masks,
+            candidates.labels,
+            candidates.scores,
+            kernel=nms_kernel,
+            sigma=nms_sigma,
+            chunk_pixels=chunk_pixels,
+        )
+        best, valid = keep_best(
+            candidates, decayed, update_threshold=update_threshold, max_instances=max_instances
+        )
+        soft = _soft_masks(kernels[best.cells], features)
+        selected.append((*best, valid, torch.where(valid[:, None, None], soft, 0)))
+    return Instances(*(torch.stack(field) for field in zip(*selected, strict=True)))
+
+
+def points_nms(probs: Tensor) -> Tensor:
+    """Set to 0 every cell that is below its upper, left or upper-left neighbour.
+
+    One-sided, as in the reference: right and lower neighbours are not looked at; ties keep both.
+
+    Args:
+        probs: [B, C, S, S] floating.
+
+    Returns:
+        [B, C, S, S], same dtype.
+    """
+    # Channels go as the batch, so that 0 categories are as normal as 0 images.
+    channels = probs.flatten(0, 1).unsqueeze(1)
+    highest = F.max_pool2d(channels, kernel_size=2, stride=1, padding=1)[..., :-1, :-1]
+    return torch.where(channels == highest, channels, 0).reshape(probs.shape)
+
+
+def category_probs(category_logits: Tensor, grid: GridSpec) -> Tensor:
+    """Turn category logits into probabilities after points NMS on each level.
+
+    Args:
+        category_logits: [B, L, C] floating.
+        grid: The model's grid; L is its number of cells.
+
+    Returns:
+        [B, L, C] float32.
+    """
+    batch_size, _, num_categories = category_logits.shape
+    levels = []
+    for logits, size in zip(
+        torch.split(category_logits.float(), [size * size for size in grid.sizes], dim=1),
+        grid.sizes,
+        strict=True,
+    ):
+        maps = logits.transpose(1, 2).reshape(batch_size, num_categories, size, size)
+        levels.append(points_nms(maps.sigmoid()).flatten(2).transpose(1, 2))
+    return torch.cat(levels, dim=1)
+
+
+def top_candidates(probs: Tensor, *, score_threshold: float, max_candidates: int) -> Candidates:
+    """Take the most probable (cell, category) pairs; one cell can give several.
+
+    Args:
+        probs: [L, C] float32, after points NMS.
+        score_threshold: Pairs at or below this become empty places.
+        max_candidates: Upper bound of n.
+
+    Returns:
+        n = min(max_candidates, L * C) candidates; ties in order of cell, then category.
+    """
+    num_categories = max(1, probs.shape[1])
+    flat = torch.where(probs > score_threshold, probs, 0).flatten()
+    # A full stable sort: `topk` promises no order among ties.
+    scores, index = flat.sort(descending=True, stable=True)
+    scores, index = scores[:max_candidates], index[:max_candidates]
+    cells = index.div(num_categories, rounding_mode="floor")
+    return Candidates(scores, index - cells * num_categories, cells)
+
+
+def candidate_masks(
+    kernels: Tensor,
+    mask_features: Tensor,
+    *,
+    mask_threshold: float,
+    chunk_pixels: int = CHUNK_PIXELS,
+) -> CandidateMasks:
+    """Make the masks of all candidates by dynamic convolution, a chunk of candidates at a time.
+
+    Args:
+        kernels: [n, E] floating, one 1 x 1 kernel per candidate.
+        mask_features: [E, h, w] floating.
+        mask_threshold: Strict.
+        chunk_pixels: Mask pixels in float at a time.
+
+    Returns:
+        Bool masks with areas and maskness.
+    """
+    num, (height, width) = kernels.shape[0], mask_features.shape[1:]
+    device = kernels.device
+    masks = torch.empty(num, height, width, dtype=torch.bool, device=device)
+    areas = torch.empty(num, dtype=torch.int64, device=device)
+    maskness = torch.empty(num, dtype=torch.float32, device=device)
+    for rows in row_chunks(num, height * width, chunk_pixels):
+        soft = _soft_masks(kernels[rows], mask_features)
+        hard = soft > mask_threshold
+        masks[rows] = hard
+        areas[rows] = hard.sum((1, 2))
+        maskness[rows] = (soft * hard).sum((1, 2)) / areas[rows].clamp_min(1)
+    return CandidateMasks(masks, areas, maskness)
+
+
+def nms_inputs(
+    candidates: Candidates, made: CandidateMasks, *, min_areas: Tensor, pre_nms: int
+) -> tuple[Candidates, Tensor]:
+    """Filter by area, weight scores by maskness, sort and cut: what Matrix NMS sees.
+
+    A filtered candidate stays as an empty place with score 0. It sorts behind every other one, so
+    it cannot lower a score.
+
+    Args:
+        candidates: n candidates.
+        made: Their masks.
+        min_areas: [n] integer; a mask stays if its area is above this (strict): the stride of
+            the candidate's level, counted on the stride-4 map as in the reference.
+        pre_nms: Upper bound of the number kept.
+
+    Returns:
+        min(n, pre_nms) candidates by falling score, and their masks [., h, w] bool.
+    """
+    scores = torch.where(made.areas > min_areas, candidates.scores * made.maskness, 0)
+    scores, order = scores.sort(descending=True, stable=True)
+    scores, order = scores[:pre_nms], order[:pre_nms]
+    kept = Candidates(scores, candidates.labels[order], candidates.cells[order])
+    return kept, made.masks[order]
+
+
+def keep_best(
+    candidates: Candidates, decayed: Tensor, *, update_threshold: float, max_instances: int
+) -> tuple[Candidates, Tensor]:
+    """Sort by decayed score and fill exactly `max_instances` places.
+
+    Args:
+        candidates: n candidates as they entered Matrix NMS.
+        decayed: [n] float32, their scores after it.
+        update_threshold: Inclusive.
+        max_instances: K; may exceed n.
+
+    Returns:
+        K candidates with decayed scores, and valid [K] bool; empty places are 0 and last.
+    """
+    keep = (decayed >= update_threshold) & (candidates.scores > 0)
+    # -1, not 0: a linear decay can reach 0, which an update threshold of 0 keeps.
+    scores, order = torch.where(keep, decayed, -1).sort(descending=True, stable=True)
+    scores, order = scores[:max_instances], order[:max_instances]
+    missing = (0, max_instances - scores.shape[0])
+    scores = F.pad(scores, missing, value=-1)
+    valid = scores >= 0
+    labels = torch.where(valid, F.pad(candidates.labels[order], missing), 0)
+    cells = torch.where(valid, F.pad(candidates.cells[order], missing), 0)
+    return Candidates(scores.clamp_min(0), labels, cells), valid
+
+
+def _soft_masks(kernels: Tensor, mask_features: Tensor) -> Tensor:
+    """Mask probabilities [n, h, w] float32 of kernels [n, E] over features [E, h, w]."""
+    with full_precision(kernels.device):
+        logits = kernels.float() @ mask_features.float().flatten(1)
+    return logits.sigmoid().reshape(-1, *mask_features.shape[1:])
+
+
+def _cell_strides(grid: GridSpec, device: torch.device) -> Tensor:
+    """[L] int64, the stride of each cell's level; filled on the device (a copy would be a sync)."""
+    return torch.cat(
+        [
+            torch.full((size * size,), stride, dtype=torch.int64, device=device)
+            for size, stride in zip(grid.sizes, grid.strides, strict=True)
+        ]
+    )
+
+
+def _check(
+    outputs: Outputs,
+    grid: GridSpec,
+    score_threshold: float,
+    mask_threshold: float,
+    max_candidates: int,
+    pre_nms: int,
+    max_instances: int,
+) -> None:
+    logits, kernels, features = outputs.category_logits, outputs.kernels, outputs.mask_features
+    if logits.ndim != 3 or kernels.ndim != 3 or features.ndim != 4:
+        raise ValueError(
+            "select_instances needs category_logits [B, L, C], kernels [B, L, E] and mask_features "
+            f"[B, E, h, w], got {list(logits.shape)}, {list(kernels.shape)}, {list(features.shape)}"
+        )
+    if logits.shape[:2] != kernels.shape[:2] or logits.shape[1] != grid.num_cells:
+        raise ValueError(
+            f"grid {grid.sizes} has {grid.num_cells} cells, but category_logits is "
+            f"{list(logits.shape)} and kernels is {list(kernels.shape)}"
+        )
+    if kernels.shape[2] != features.shape[1] or len(features) != len(kernels):
+        raise ValueError(
+            f"kernels {list(kernels.shape)} and mask_features {list(features.shape)} must agree in "
+            "images and channels"
+        )
+    for name, value in (("score_threshold", score_threshold), ("mask_threshold", mask_threshold)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be in 0..1, got {value}")
+    for name, count in (
+        ("max_candidates", max_candidates),
+        ("pre_nms", pre_nms),
+        ("max_instances", max_instances),
+    ):
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")

@@ -1,0 +1,166 @@
+"""What a task is: heads it adds, losses, results and evaluators; six members and nothing else.
+
+The trainer, the model and the predictor know tasks only by this class, so a fourth task is one file
+with one subclass and one line in `unisolo.tasks.TASKS`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from unisolo.categories import Categories
+from unisolo.losses.core import solo_losses
+from unisolo.ops.masks import upsample_masks
+from unisolo.results import Result
+from unisolo.structures import GridSpec, ImageMeta, Instances, Outputs, Target
+
+if TYPE_CHECKING:
+    from unisolo.evaluation.base import Evaluator
+
+__all__ = ["TaskAdapter", "instance_results"]
+
+
+class TaskAdapter(ABC):
+    """Base of the tasks; what is not overridden is instance segmentation.
+
+    Args:
+        categories: Categories of the data set or checkpoint.
+
+    Attributes:
+        name: Key in `TASKS`, value of `Config.task`.
+        requires: What a data set must provide ("things", "stuff") to train this task.
+        loss_weights: Default weight of each loss that `losses` returns (SOLOv2: mask 3, category 1).
+        has_masks: Whether results carry masks.
+    """
+
+    name: ClassVar[str]
+    requires: ClassVar[frozenset[str]] = frozenset({"things"})
+    loss_weights: ClassVar[dict[str, float]] = {"loss_category": 1.0, "loss_mask": 3.0}
+    has_masks: ClassVar[bool] = True
+
+    def __init__(self, categories: Categories) -> None:
+        if categories.num_things == 0:
+            raise ValueError(
+                f"task '{self.name}' needs at least one thing category; all {len(categories)} "
+                "categories of this data set are stuff"
+            )
+        self.categories = categories
+
+    def build_heads(self, *, trunk_channels: int, stuff_channels: int) -> dict[str, nn.Module]:
+        """Return the task's own heads by the name their output takes in `Outputs.extras`.
+
+        Args:
+            trunk_channels: Channels of the mask branch's trunk, which a head may read.
+            stuff_channels: Width of a semantic head.
+        """
+        return {}
+
+    def losses(
+        self,
+        outputs: Outputs,
+        targets: Sequence[Target],
+        grid: GridSpec,
+        *,
+        one_object_per_cell: bool = True,
+    ) -> dict[str, Tensor]:
+        """Return unweighted scalar losses by name, finite also where a batch holds no object.
+
+        Args:
+            outputs: Raw outputs for the batch.
+            targets: One per image, maps padded to the batch's size.
+            grid: The model's grids.
+            one_object_per_cell: See `unisolo.losses.core.solo_losses`.
+        """
+        return solo_losses(outputs, targets, grid, one_object_per_cell=one_object_per_cell)
+
+    def postprocess(
+        self,
+        instances: Instances,
+        extras: dict[str, Tensor],
+        metas: Sequence[ImageMeta],
+        *,
+        padded_size: tuple[int, int],
+        score_threshold: float = 0.0,
+        mask_threshold: float = 0.5,
+        panoptic_score_threshold: float = 0.5,
+        panoptic_overlap_threshold: float = 0.5,
+        stuff_area_threshold: int = 4096,
+    ) -> list[Result]:
+        """Turn selected instances into one result per image, in original pixels.
+
+        Args:
+            instances: From `select_instances`.
+            extras: Outputs of the task's own heads.
+            metas: One per image.
+            padded_size: (H, W) of the model's input.
+            score_threshold: Instances below are left out.
+            mask_threshold: Probability above which a pixel belongs to a mask (strict).
+            panoptic_score_threshold: Panoptic task: least score to enter the map.
+            panoptic_overlap_threshold: Panoptic task: largest hidden share of an instance.
+            stuff_area_threshold: Panoptic task: least area of a stuff region, original pixels.
+        """
+        return instance_results(
+            instances,
+            metas,
+            self.categories,
+            padded_size=padded_size,
+            score_threshold=score_threshold,
+            mask_threshold=mask_threshold,
+            with_masks=self.has_masks,
+        )
+
+    @abstractmethod
+    def make_evaluators(self, dataset: Any, *, backend: str = "hotcoco") -> list[Evaluator]:
+        """Return the evaluators of this task for a data set.
+
+        Args:
+            dataset: One of `unisolo.data.DATASETS`.
+            backend: "hotcoco" (fast) or "official" (pycocotools, panopticapi).
+        """
+
+
+def instance_results(
+    instances: Instances,
+    metas: Sequence[ImageMeta],
+    categories: Categories,
+    *,
+    padded_size: tuple[int, int],
+    score_threshold: float,
+    mask_threshold: float,
+    with_masks: bool = True,
+) -> list[Result]:
+    """Make instances in original pixels: masks in chunks, leaving as packed bits, and their boxes.
+
+    This is where fixed K becomes ragged: one small copy per batch tells how many places are filled,
+    so that only those are upsampled. Boxes are taken from the masks at original resolution: at the
+    masks' own stride of 4 each side would be off by up to 4 input pixels, which costs box AP on
+    small objects. Instances whose mask is empty at original size are left out.
+    """
+    wanted = instances.valid & (instances.scores >= score_threshold)
+    counts = wanted.sum(dim=1).tolist()  # scores fall, so the wanted places come first
+    results = []
+    for index, (meta, count) in enumerate(zip(metas, counts, strict=True)):
+        masks = upsample_masks(
+            instances.mask_probs[index, :count],
+            padded_size=padded_size,
+            input_size=meta.input_size,
+            orig_size=meta.orig_size,
+            threshold=mask_threshold,
+        )
+        kept = torch.nonzero(masks.areas > 0).squeeze(1)
+        results.append(
+            Result(
+                image_size=meta.orig_size,
+                categories=categories,
+                scores=instances.scores[index, :count][kept],
+                labels=instances.labels[index, :count][kept],
+                boxes=masks.boxes[kept],
+                packed_masks=masks.packed[kept] if with_masks else None,
+            )
+        )
+    return results
