@@ -21,7 +21,7 @@ $(VENV)/.dev: $(VENV)/.base
 	touch $@
 
 quickstart: $(VENV)/.base
-	$(RUN) tools/make_shapes.py $(QUICKSTART)/data --config configs/quickstart.yaml
+	$(RUN) tools/make_shapes.py $(QUICKSTART)/data --train 800 --val 100 --size 160
 	$(RUN) tools/train.py --task panoptic --config configs/quickstart.yaml \
 	  --data $(QUICKSTART)/data --out $(QUICKSTART) --overwrite
 	$(RUN) tools/predict.py $(QUICKSTART)/data/val2017 --limit 12 \

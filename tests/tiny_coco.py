@@ -101,9 +101,7 @@ def write_tiny_coco(root: Path) -> TinyCoco:
     ONLY_CROWD: one crowd, nothing else. DOT: an object of one pixel.
     """
     ids = (DOT, EMPTY, CROWDED, MIXED, ONLY_CROWD)  # the file's order is not the ids' order
-    images = [
-        {"id": i, "file_name": f"{i:06d}.png", "height": HEIGHT, "width": WIDTH} for i in ids
-    ]
+    images = [{"id": i, "file_name": f"{i:06d}.png", "height": HEIGHT, "width": WIDTH} for i in ids]
     rng = np.random.default_rng(0)
     tiny = TinyCoco(
         root,
@@ -111,9 +109,7 @@ def write_tiny_coco(root: Path) -> TinyCoco:
         {
             "images": images,
             "annotations": [],
-            "categories": [
-                {"id": c["id"], "name": c["name"]} for c in CATEGORIES if c["isthing"]
-            ],
+            "categories": [{"id": c["id"], "name": c["name"]} for c in CATEGORIES if c["isthing"]],
         },
     )
     (root / SPLIT).mkdir(parents=True)

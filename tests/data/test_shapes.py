@@ -3,16 +3,17 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from typer.testing import CliRunner
 
 from unisolo.categories import Categories
 from unisolo.data import shapes_scene, shapes_things
@@ -336,12 +337,13 @@ def test_smallest_images_of_every_kind(tmp_path: Path) -> None:
 
 
 def test_tool_writes_one_image_and_explains_errors(tmp_path: Path) -> None:
-    tool = Path(__file__).parents[2] / "tools" / "make_shapes.py"
-    command = [sys.executable, str(tool), str(tmp_path / "out"), "--val", "0", "--size", "32"]
-    done = subprocess.run([*command, "--train", "1"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    tool = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "make_shapes.py"))
+    app = typer.Typer()
+    app.command()(tool["main"])
+    command = [str(tmp_path / "out"), "--val", "0", "--size", "32"]
+    done = CliRunner().invoke(app, [*command, "--train", "1"])
+    assert done.exit_code == 0, done.output
     assert len(list((tmp_path / "out" / "train2017").iterdir())) == 1
-    done = subprocess.run([*command, "--train", "2"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "other parameters" in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr
+    done = CliRunner().invoke(app, [*command, "--train", "2"])
+    assert done.exit_code == 2
+    assert "other parameters" in " ".join(done.output.replace("│", " ").split())

@@ -129,7 +129,7 @@ def test_images_of_a_batch_do_not_touch_each_other():
             assert torch.equal(ours[0], theirs[image])
 
 
-def test_nothing_above_the_threshold_and_no_images():
+def test_nothing_above_the_threshold_takes_the_same_path():
     outputs = make_outputs()
     silent = select_instances(
         outputs._replace(category_logits=torch.full_like(outputs.category_logits, -9)), GRID
@@ -333,7 +333,7 @@ def test_every_setting_changes_something(setting):
 ERRORS = [
     ({"category_logits": torch.zeros(1, 5, 2)}, r"26 cells.*\[1, 5, 2\]"),
     ({"kernels": torch.zeros(1, 26, 3)}, r"\[1, 26, 3\].*channels"),
-    ({"mask_features": torch.zeros(2, 4, 9, 11)}, "images and channels"),
+    ({"mask_features": torch.zeros(2, 4, 9, 11)}, "images"),
     ({"mask_features": torch.zeros(4, 9, 11)}, r"\[B, E, h, w\].*\[4, 9, 11\]"),
 ]
 

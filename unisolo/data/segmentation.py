@@ -88,10 +88,37 @@ def decode(segmentation: Any, height: int, width: int) -> npt.NDArray[np.bool_]:
     Raises:
         ValueError: As `to_rle`, or if a compressed RLE is damaged.
     """
-    from pycocotools import mask as coco_mask
+    runs = _runs(to_rle(segmentation, height, width)["counts"])
+    # Checked here because pycocotools leaves pixels past the last run uninitialised.
+    if runs.min() < 0 or runs.sum() != height * width:
+        raise ValueError(f"its RLE is damaged: its runs do not add up to {height} x {width} pixels")
+    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    return flat.reshape(width, height).T
 
-    mask: npt.NDArray[np.bool_] = coco_mask.decode(to_rle(segmentation, height, width)) != 0
-    return mask
+
+def _runs(counts: str | bytes) -> npt.NDArray[np.int64]:
+    """Run lengths of COCO's compressed counts.
+
+    Each number is written in base 32, lowest digit first, one character (48 + digit) per digit; bit
+    32 says that more digits follow, bit 16 of the last digit is the sign. From the fourth number on
+    it is the difference to the number two before.
+    """
+    text = counts.encode("ascii") if isinstance(counts, str) else counts
+    codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
+    last = (codes & 32) == 0
+    if not len(codes) or codes.min() < 0 or codes.max() > 63 or not last[-1]:
+        raise ValueError("its RLE is damaged: the counts are not COCO's compressed text")
+    ends = np.flatnonzero(last) + 1
+    starts = np.concatenate([[0], ends[:-1]])
+    lengths = ends - starts
+    if lengths.max() > 7:  # 35 bits: more than any image has pixels
+        raise ValueError("its RLE is damaged: a run is longer than any image")
+    digits = (codes & 31) << 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
+    runs = np.add.reduceat(digits, starts)
+    runs -= ((codes[ends - 1] & 16) != 0) * (1 << 5 * lengths)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs
 
 
 def encode(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:

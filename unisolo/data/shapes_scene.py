@@ -141,7 +141,7 @@ def _landscape(rng: np.random.Generator, size: tuple[int, int]) -> tuple[list[st
         axes = (width * rng.uniform(0.18, 0.35), height * rng.uniform(0.1, 0.17))
         centre = (width * rng.uniform(0.2, 0.8), height * (lines[-1] + 1) / 2)
         patch = _blob(rng, size, centre, axes)
-        kinds = [name for name in ("water", "sand", "grass") if name != names[-1]]
+        kinds = [name for name in ("water", "sand", "grass") if name not in names]
         names.append(kinds[int(rng.integers(len(kinds)))])
     elif extra < 0.55:  # a wall that stands on the ground
         half = width * rng.uniform(0.15, 0.3)

@@ -140,7 +140,8 @@ class TimmBackbone(nn.Module):
             raise ValueError(
                 f"backbone {self.name!r} cannot run at a free image size (tried {height} x "
                 f"{width}): {str(error).rstrip('.')}. Its positions or windows are bound to its "
-                "native size; choose a convolutional model, a Swin, or a ViT with patch size 8, 16 or 32"
+                "native size; choose a convolutional model, a Swin, or a ViT with patch size 8 "
+                "or 16"
             ) from error
         finally:
             self.net.train(training)

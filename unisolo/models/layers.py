@@ -8,13 +8,20 @@ from torch import Tensor, nn
 __all__ = ["ConvNormAct", "append_coordinates", "group_norm", "init_normal"]
 
 
+class _GroupNorm(nn.GroupNorm):
+    def forward(self, input: Tensor) -> Tensor:
+        # Not `F.group_norm`: it refuses one value per group, which a narrow model legitimately has
+        # on the 1 x 1 map of the smallest image; the result is then the bias.
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
 def group_norm(channels: int) -> nn.GroupNorm:
     """Return SOLOv2's norm: 32 groups.
 
     Where 32 does not divide the channels, the largest divisor below it is the number of groups.
     """
     groups = max(group for group in range(1, min(32, channels) + 1) if channels % group == 0)
-    return nn.GroupNorm(groups, channels)
+    return _GroupNorm(groups, channels)
 
 
 class ConvNormAct(nn.Module):

@@ -77,10 +77,11 @@ def select_instances(
     `score_threshold`. Every step has a fixed shape and no value decides the next line, so the
     function exports. Exact ties go to the earlier index.
 
-    Memory, with n = min(max_candidates, L * C), besides outputs [B, K, h, w] float32 and one
-    float32 copy of an image's mask features: n * h * w bools, twice while `pre_nms` cuts, and a
-    few float tensors of `chunk_pixels` values. Nothing grows with the number of pairs above the
-    threshold, and soft masks of all candidates never exist at once.
+    Memory, with n = min(max_candidates, L * C), besides the result [B, K, h, w] in float32: for
+    one image at a time the bool masks of n candidates (twice while they are sorted), a float32
+    copy of the mask features and K soft masks; a few float tensors of `chunk_pixels` values; the
+    L * C probabilities. Nothing grows with the number of pairs above the threshold, and soft masks
+    of all candidates never exist at once.
 
     Args:
         outputs: Raw outputs of the model, any floating dtype; computed on in float32.
@@ -316,10 +317,10 @@ def _check(
             f"grid {grid.sizes} has {grid.num_cells} cells, but category_logits is "
             f"{list(logits.shape)} and kernels is {list(kernels.shape)}"
         )
-    if kernels.shape[2] != features.shape[1] or len(features) != len(kernels):
+    if kernels.shape[2] != features.shape[1] or not len(features) == len(kernels) > 0:
         raise ValueError(
             f"kernels {list(kernels.shape)} and mask_features {list(features.shape)} must agree in "
-            "images and channels"
+            "images (at least 1) and channels"
         )
     for name, value in (("score_threshold", score_threshold), ("mask_threshold", mask_threshold)):
         if not 0 <= value <= 1:
