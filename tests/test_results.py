@@ -19,6 +19,11 @@ from unisolo.ops.boxes import masks_to_boxes
 from unisolo.ops.masks import pack_bits
 from unisolo.results import Result, Segment
 
+pytestmark = pytest.mark.filterwarnings(
+    # pycocotools' own, under numpy 2
+    "ignore:.*__array__.*:DeprecationWarning"
+)
+
 CATEGORIES = Categories(
     [Category(7, "cat"), Category(90, "dog"), Category(3, "sky", isthing=False)]
 )

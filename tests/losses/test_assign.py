@@ -121,6 +121,33 @@ def test_a_centre_on_a_border_belongs_to_the_next_cell() -> None:
     assert shared.cells.tolist() == [1 * 4 + 2]
 
 
+def test_distance_is_between_places_not_between_indices() -> None:
+    # Pixel 10 of row 11 has its middle at x = 10.5 and pixel 13 at 13.5: as far from the cell's
+    # middle (12, 12) on either side, so the later object wins.
+    masks = rectangles((32, 32), [(10, 11, 11, 13), (13, 11, 14, 13)])
+    for order in ([0, 1], [1, 0]):
+        shared, centers = assigned(masks[order], ONE_LEVEL)
+        assert shared.cells.tolist() == [5, 5]
+        kept = one_object_per_cell(shared, centers, ONE_LEVEL, (32, 32))
+        assert kept.objects.tolist() == [1]
+
+
+def test_a_region_beyond_the_image_stops_at_its_border() -> None:
+    mask = rectangles((32, 32), [(0, 0, 1, 32)])
+    mask[0, 0, 31] = True  # mass at the left, box over the whole width
+    grid = GridSpec(sizes=(16,), strides=(8,), scale_ranges=((1, 512),))
+    boxes = mask_boxes(mask)
+    assignment, _ = assigned(mask, grid, boxes, sigma=1.0)
+    assert as_tuples(assignment) == twin.pairs(mask, boxes.numpy(), grid, 1.0)
+    assert set((assignment.cells % 16).tolist()) == {0, 1}
+
+
+def test_an_object_without_pixels_takes_no_part_whatever_its_box() -> None:
+    masks = np.zeros((1, 32, 32), bool)
+    shared, centers = assigned(masks, ONE_LEVEL, torch.tensor([[4.0, 4.0, 20.0, 20.0]]))
+    assert len(shared.cells) == 0 and centers.isfinite().all()
+
+
 def test_scale_ranges_include_both_ends() -> None:
     masks = rectangles((64, 64), [(0, 0, 8, 8), (0, 0, 16, 16), (0, 0, 17, 16), (0, 0, 8, 7)])
     grid = GridSpec(sizes=(1,), strides=(8,), scale_ranges=((8, 16),))

@@ -49,7 +49,7 @@ def test_equals_a_plain_fpn_where_the_strides_are_standard() -> None:
         ((4, 8), (0, 1, 1, 1)),
         ((4, 8, 16, 32, 32), (0, 1, 2, 4)),  # two maps of one stride, one level: the deeper
         ((4, 16), (0, 0, 1, 1)),  # a tie at stride 8: the finer
-        ((8, 8, 32), (0, 1, 1, 2)),  # stride 16 is a tie too
+        ((8, 8, 32), (0, 0, 1, 2)),  # stride 16 is a tie too
     ],
 )
 def test_levels_take_the_nearest_stride(strides: tuple[int, ...], sources: tuple[int, ...]) -> None:

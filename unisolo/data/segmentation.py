@@ -93,7 +93,7 @@ def decode(segmentation: Any, height: int, width: int) -> npt.NDArray[np.bool_]:
     if runs.min() < 0 or runs.sum() != height * width:
         raise ValueError(f"its RLE is damaged: its runs do not add up to {height} x {width} pixels")
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    return flat.reshape(width, height).T
+    return np.asarray(flat.reshape(width, height).T, dtype=np.bool_)
 
 
 def _runs(counts: str | bytes) -> npt.NDArray[np.int64]:

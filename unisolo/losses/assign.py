@@ -323,7 +323,7 @@ def crowd_cells(crowd_map: Tensor, grid: GridSpec, num_things: int) -> Tensor:
         rows = _cells_of_pixels(ys, height, size)
         columns = _cells_of_pixels(xs, width, size)
         cells = start + rows[:, :, None] * size + columns[:, None, :]
-        touched[(cells * num_things + labels).flatten()] = True
+        touched.index_fill_(0, (cells * num_things + labels).flatten(), True)
     return touched.view(grid.num_cells, num_things)
 
 

@@ -104,7 +104,7 @@ def _category_loss(
     positive = labels[..., None] == torch.arange(num_things, device=logits.device)
     crowd = torch.stack([crowd_cells(target.crowd_map, grid, num_things) for target in targets])
     loss = sigmoid_focal_loss(logits, positive).masked_fill(crowd & ~positive, 0)
-    return loss.sum() / ((labels >= 0).sum() + 0)
+    return loss.sum() / ((labels >= 0).sum() + 1)
 
 
 def _mask_loss(

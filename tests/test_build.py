@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_model import CATEGORIES, tiny_config, tiny_model
+
+from unisolo import Categories, Category, build_model, load_config
+from unisolo.build import build_dataset, build_grid, fit_scale_ranges, with_grid
+from unisolo.config import ConfigError
+
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
+COCO_LIKE = Categories(
+    [Category(n, f"thing {n}") for n in range(80)]
+    + [Category(100 + n, f"stuff {n}", isthing=False) for n in range(53)]
+)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_recipe_builds(path: Path) -> None:
+    config = load_config(path, ["model.pretrained=false"])
+    if config.model.scale_ranges == "auto":
+        config = with_grid(config, build_grid(config, torch.linspace(8, 200, 50)))
+    model = build_model(config, COCO_LIKE)
+    assert ("stuff_logits" in model.heads) == (config.task == "panoptic")
+    assert model.solo_head.category_out.out_channels == 80
+    assert model.grid.sizes == tuple(model.solo_head.grid_sizes)
+
+
+def test_grid_is_the_papers_at_800_pixels() -> None:
+    grid = build_grid(load_config())
+    assert grid.sizes == (40, 36, 24, 16, 12)
+    assert grid.scale_ranges == ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))
+    assert grid.num_cells == 3872
+    assert grid.offsets == (0, 1600, 2896, 3472, 3728)
+
+
+def test_scaled_grid_keeps_the_share_of_the_image() -> None:
+    grid = build_grid(load_config(None, ["data.image_size=400"]))
+    assert grid.sizes == (20, 18, 12, 8, 6)
+    assert grid.scale_ranges[1] == (24, 96)
+    assert grid.scale_ranges[0][0] <= 1
+    assert grid.scale_ranges[-1][1] >= 2048
+
+
+@given(
+    st.lists(st.floats(0.5, 3000, allow_nan=False), min_size=1, max_size=60),
+    st.integers(1, 6),
+)
+def test_fitted_ranges_leave_no_object_out(sides: list[float], levels: int) -> None:
+    ranges = fit_scale_ranges(torch.tensor(sides, dtype=torch.float64), levels)
+    assert len(ranges) == levels
+    for side in sides:
+        assert any(low <= side <= high for low, high in ranges)
+    lows, highs = zip(*ranges, strict=True)
+    assert list(lows) == sorted(lows)
+    assert list(highs) == sorted(highs)
+
+
+def test_fitted_ranges_share_the_objects() -> None:
+    ranges = fit_scale_ranges(torch.logspace(0.5, 2.5, 1000), 5)
+    sides = torch.logspace(0.5, 2.5, 1000)
+    counts = [int(((sides >= low) & (sides <= high)).sum()) for low, high in ranges]
+    assert min(counts) > 200
+
+
+def test_fitting_needs_objects() -> None:
+    with pytest.raises(ValueError, match="needs objects"):
+        fit_scale_ranges(torch.empty(0), 5)
+    with pytest.raises(ValueError, match="resolved from the training set"):
+        build_grid(load_config(None, ["model.scale_ranges=auto"]))
+
+
+def test_wrong_number_of_levels_is_an_error() -> None:
+    with pytest.raises(ValueError, match="one size, stride and scale range per level"):
+        build_grid(load_config(None, ["model.grid_sizes=[4, 2]"]))
+
+
+def test_a_model_needs_things() -> None:
+    with pytest.raises(ValueError, match="at least one thing category"):
+        tiny_model(categories=Categories([Category(1, "sky", isthing=False)]))
+
+
+def test_no_stuff_at_all_is_normal() -> None:
+    model = tiny_model(categories=Categories([Category(1, "ball")]))
+    outputs = model.eval()(torch.zeros(1, 3, 64, 64))
+    assert outputs.extras["stuff_logits"].shape[1] == 1
+
+
+def test_a_data_set_must_be_named() -> None:
+    with pytest.raises(ConfigError, match="--data"):
+        build_dataset(tiny_config(), split="train")
+
+
+def test_instance_and_detection_add_no_parameters() -> None:
+    names = {
+        task: set(build_model(tiny_config(task=task), CATEGORIES).state_dict())
+        for task in ("panoptic", "instance", "detection")
+    }
+    assert names["instance"] == names["detection"]
+    assert names["panoptic"] - names["instance"] == {
+        name for name in names["panoptic"] if name.startswith("heads.stuff_logits.")
+    }

@@ -1,0 +1,104 @@
+"""The tools as people run them: real processes, real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_model import VALUES
+
+from unisolo.data.shapes import generate_shapes
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a data set, a recipe and a finished run."""
+    folder = tmp_path_factory.mktemp("work")
+    generate_shapes(folder / "data", num_train=5, num_val=3, image_size=(64, 64), seed=2)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(VALUES))
+    done = tool(
+        "train.py",
+        "--task", "panoptic", "--config", folder / "recipe.yaml", "--data", folder / "data",
+        "--out", folder / "run", "train.steps=2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "panoptic PQ" in done.stdout
+    return folder
+
+
+def tool(
+    name: str, *arguments: object, launcher: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *launcher, str(ROOT / "tools" / name), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_evaluate_writes_numbers_and_predictions(work: Path) -> None:
+    done = tool(
+        "evaluate.py", "--checkpoint", work / "run" / "model.safetensors",
+        "--data", work / "data", "--out", work / "eval",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((work / "eval" / "metrics.json").read_text())
+    assert {"panoptic/PQ", "segm/AP", "bbox/AP50"} <= set(metrics)
+    trained = json.loads((work / "run" / "evaluation" / "metrics.json").read_text())
+    assert metrics == trained
+
+
+def test_a_task_can_be_chosen_for_a_panoptic_checkpoint(work: Path) -> None:
+    done = tool(
+        "evaluate.py", "--checkpoint", work / "run" / "model.safetensors",
+        "--data", work / "data", "--out", work / "boxes", "--task", "detection",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((work / "boxes" / "metrics.json").read_text())
+    assert all(name.startswith("bbox/") for name in metrics)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train.lrr=1"], "did you mean 'lr'"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such configuration file"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--task", "boxes"], "boxes"),
+        ([], "already holds a run"),
+    ],
+)
+def test_mistakes_get_a_sentence_and_no_trace(
+    work: Path, arguments: list[str], words: str
+) -> None:
+    given = [
+        "--config", work / "recipe.yaml", "--data", work / "data", "--out", work / "run",
+    ]  # fmt: skip
+    done = tool("train.py", *given, *arguments)
+    assert done.returncode == 2
+    assert words in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_evaluating_a_file_that_is_none(work: Path) -> None:
+    done = tool("evaluate.py", "--checkpoint", work / "recipe.yaml", "--data", work / "data")
+    assert done.returncode == 2
+    assert "recipe.yaml" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_two_processes_train_and_evaluate_together(work: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = tool(
+        "train.py", "--config", work / "recipe.yaml", "--data", work / "data",
+        "--out", work / "two", launcher=launcher,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((work / "two" / "evaluation" / "metrics.json").read_text())
+    assert metrics["panoptic/PQ"] >= 0
+    assert done.stdout.count("trained 2 steps") == 1
