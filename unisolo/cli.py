@@ -181,9 +181,14 @@ def _print_metrics(metrics: dict[str, float]) -> None:
     for metric in ("PQ", "SQ", "RQ"):
         if f"panoptic/{metric}" in panoptic:
             cells = [panoptic[f"panoptic/{metric}{suffix}"] for suffix in ("", "_th", "_st")]
-            table.add_row(f"panoptic {metric}", *[f"{cell:.1f}" for cell in cells])
+            table.add_row(f"panoptic {metric}", *map(_percent, cells))
     for kind in ("bbox", "segm"):
         for suffix in ("AP", "AP50", "AP75", "APs", "APm", "APl"):
             if f"{kind}/{suffix}" in metrics:
-                table.add_row(f"{kind} {suffix}", f"{metrics[f'{kind}/{suffix}']:.1f}", "", "")
+                table.add_row(f"{kind} {suffix}", _percent(metrics[f"{kind}/{suffix}"]), "", "")
     console.print(table)
+
+
+def _percent(value: float) -> str:
+    """One decimal; a dash where there is no ground truth to score (NaN)."""
+    return f"{value:.1f}" if value == value else "-"

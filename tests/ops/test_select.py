@@ -9,10 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unisolo.ops.matrix_nms import matrix_nms
 from unisolo.ops.select import (
+    CandidateMasks,
     Candidates,
     candidate_masks,
     category_probs,
     keep_best,
+    nms_inputs,
     points_nms,
     select_instances,
     top_candidates,
@@ -294,6 +296,25 @@ def test_candidate_masks_of_empty_and_full_masks():
     made = candidate_masks(torch.tensor([[-5.0], [0.0], [5.0]]), features, mask_threshold=0.5)
     assert made.areas.tolist() == [0, 0, 6]  # 0.5 is not above 0.5
     np.testing.assert_allclose(made.maskness, [0, 0, torch.tensor(5.0).sigmoid()], rtol=1e-6)
+
+
+def test_nms_inputs_drop_an_area_equal_to_the_stride_and_sort_by_maskness():
+    candidates = Candidates(
+        torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.tensor([3, 4, 5, 6]), torch.tensor([7, 8, 9, 10])
+    )
+    masks = torch.arange(9).expand(4, 3, 9) < torch.tensor([2, 3, 4, 9]).reshape(4, 1, 1)
+    made = CandidateMasks(masks, masks.sum((1, 2)), torch.tensor([1.0, 0.5, 1.0, 1.0]))
+    kept, kept_masks = nms_inputs(
+        candidates, made, min_areas=torch.tensor([6, 8, 8, 8]), pre_nms=500
+    )
+    np.testing.assert_allclose(kept.scores, [0.7, 0.6, 0.4, 0])
+    assert kept.labels.tolist() == [5, 6, 4, 3]
+    assert kept.cells.tolist() == [9, 10, 8, 7]
+    assert torch.equal(kept_masks, masks[[2, 3, 1, 0]])
+
+    kept, kept_masks = nms_inputs(candidates, made, min_areas=torch.zeros(4), pre_nms=2)
+    assert kept.labels.tolist() == [3, 5]
+    assert torch.equal(kept_masks, masks[[0, 2]])
 
 
 def test_keep_best_is_inclusive_and_keeps_a_decay_to_zero_when_told():

@@ -90,7 +90,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluate a model on a data set, shared out over the processes of `world`.
 
-    Only run-length codes and per-category counts are kept between images.
+    Only run-length codes and compressed maps are kept between images (see the evaluators).
 
     Args:
         model: In evaluation mode, on `world.device`.
