@@ -24,8 +24,9 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
         raise ValueError(
             f"masks_to_boxes needs bool masks [N, H, W], got {masks.dtype} {list(masks.shape)}"
         )
-    x1, x2 = _extent(masks.any(1))
-    y1, y2 = _extent(masks.any(2))
+    values = masks.view(torch.uint8)  # its maximum is many times faster than `any` of bools
+    x1, x2 = _extent(values.amax(1) > 0)
+    y1, y2 = _extent(values.amax(2) > 0)
     return torch.stack([x1, y1, x2, y2], dim=1).float()
 
 
