@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-__all__ = ["app", "evaluate", "train"]
+__all__ = ["app", "evaluate", "predict", "train"]
 
 app = typer.Typer(
     name="unisolo",
@@ -102,9 +102,9 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="COCO-layout folder.")],
     split: Annotated[str | None, typer.Option(help="Default: the checkpoint's val split.")] = None,
     task: TaskOption = None,
-    out: Annotated[
-        Path, typer.Option(help="Folder for metrics.json and predictions.")
-    ] = Path("runs/evaluation"),
+    out: Annotated[Path, typer.Option(help="Folder for metrics.json and predictions.")] = Path(
+        "runs/evaluation"
+    ),
     backend: Annotated[
         BackendChoice, typer.Option(help="official = pycocotools and panopticapi.")
     ] = BackendChoice.hotcoco,
@@ -150,6 +150,56 @@ def evaluate(
         if world.is_main:
             _print_metrics(metrics)
             typer.echo(f"metrics and predictions: {out}")
+
+
+@app.command()
+@_friendly
+def predict(
+    source: Annotated[Path, typer.Argument(help="An image, or a folder.", metavar="IMAGE|FOLDER")],
+    checkpoint: Annotated[Path, typer.Option(help="A model.safetensors.")],
+    out: Annotated[Path, typer.Option(help="Folder for overlays and JSON files.")],
+    task: TaskOption = None,
+    score_threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Instances scored lower are left out.")
+    ] = 0.3,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
+    scale: Annotated[int, typer.Option(min=1, help="Enlarge the overlays N times.")] = 1,
+    debug: DebugOption = False,
+) -> None:
+    """Predict images; write overlays, COCO results and, for panoptic, PNG and JSON.
+
+    Images that cannot be read are listed at the end, and the exit code is then 1.
+
+    Example: predict.py photos/ --checkpoint runs/quickstart/model.safetensors --out runs/photos
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from unisolo.predict_files import find_images, predict_files
+    from unisolo.predictor import Predictor
+
+    find_images(source, without=out)  # a wrong path is told before the model is loaded
+    name = task.value if task else None
+    predictor = Predictor(checkpoint, task=name, device=device)
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("")
+        report = predict_files(
+            predictor,
+            source,
+            out,
+            score_threshold=score_threshold,
+            limit=limit,
+            scale=scale,
+            on_image=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    typer.echo(f"{report.predicted} images, {report.instances} instances: {out}")
+    for sentence in report.broken:
+        typer.secho(f"skipped: {sentence}", fg="yellow", err=True)
+    if report.broken:
+        raise typer.Exit(1)
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -376,7 +376,7 @@ class Result:
         """
         from unisolo.visualize import draw_result
 
-        return draw_result(self, image)
+        return draw_result(image, self)
 
     def __repr__(self) -> str:
         height, width = self.image_size

@@ -10,8 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 
-from unisolo.data.raw import RawSample, RawTarget, map_boxes, to_sample
+from unisolo.data.raw import RawSample, RawTarget, areas_and_boxes, to_sample
 from unisolo.data.transforms import EvalTransform, TrainTransform, resized_size
 from unisolo.structures import STUFF_IGNORE, ImageMeta
 
@@ -192,10 +193,23 @@ def test_min_object_area() -> None:
     assert to_sample(raw).target.labels.tolist() == [1, 2]
 
 
-def test_map_boxes_of_an_object_without_pixels() -> None:
+def test_areas_and_boxes_with_objects_without_pixels() -> None:
     object_map = np.zeros((1, 4, 6), dtype=np.int16)
     object_map[0, 1:3, 2:6] = 2
-    assert map_boxes(object_map, 3).tolist() == [[0] * 4, [2, 1, 6, 3], [0] * 4]
+    areas, boxes = areas_and_boxes(object_map, 3)
+    assert areas.tolist() == [0, 8, 0]
+    assert boxes.tolist() == [[0] * 4, [2, 1, 6, 3], [0] * 4]
+
+
+@given(arrays(np.int16, array_shapes(min_dims=3, max_dims=3), elements=st.integers(0, 6)))
+def test_areas_and_boxes_one_by_one(object_map: np.ndarray) -> None:
+    areas, boxes = areas_and_boxes(object_map, 6)
+    for number in range(1, 7):
+        _, rows, columns = np.nonzero(object_map == number)
+        assert areas[number - 1] == len(rows)
+        if len(rows):
+            box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            assert boxes[number - 1].tolist() == box
 
 
 def test_every_argument_does_something() -> None:

@@ -7,7 +7,7 @@ trained on.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from unisolo.data.raw import RawSample, RawTarget, to_sample
+from unisolo.data.raw import Int16Map, RawSample, RawTarget, to_sample
 from unisolo.structures import Sample
 
 __all__ = ["EvalTransform", "TrainTransform", "resized_size"]
@@ -194,19 +194,21 @@ def _crop(raw: RawSample, window: tuple[int, int], rng: np.random.Generator) -> 
     left = int(rng.integers(size[1] - width + 1))
     rows, columns = slice(top, top + height), slice(left, left + width)
     image = np.ascontiguousarray(raw.image[rows, columns])
-    target = None if raw.target is None else _take(raw.target, rows, columns)
+    target = None
+    if raw.target is not None:
+        target = _each_map(raw.target, lambda values: values[..., rows, columns])
     return replace(raw, image=image, target=target)
 
 
-def _take(target: RawTarget, rows: Any, columns: Any) -> RawTarget:
-    """Index every map of a target by rows and columns."""
+def _each_map(target: RawTarget, change: Callable[[Int16Map], Int16Map]) -> RawTarget:
+    """Change the last two axes of every map of a target."""
     return replace(
         target,
-        object_map=np.ascontiguousarray(target.object_map[:, rows, columns]),
-        crowd_map=np.ascontiguousarray(target.crowd_map[rows, columns]),
+        object_map=np.ascontiguousarray(change(target.object_map)),
+        crowd_map=np.ascontiguousarray(change(target.crowd_map)),
         stuff_map=None
         if target.stuff_map is None
-        else np.ascontiguousarray(target.stuff_map[rows, columns]),
+        else np.ascontiguousarray(change(target.stuff_map)),
     )
 
 
@@ -216,7 +218,7 @@ def _resize_target(target: RawTarget, size: tuple[int, int]) -> RawTarget:
         (2 * np.arange(new) + 1) * old // (2 * new)
         for old, new in zip(target.crowd_map.shape, size, strict=True)
     )
-    return _take(target, rows[:, None], columns)
+    return _each_map(target, lambda values: values.take(rows, axis=-2).take(columns, axis=-1))
 
 
 def _resize_image(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> Tensor:

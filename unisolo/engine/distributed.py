@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from unisolo.devices import resolve_device
+
 __all__ = ["World", "gather_objects", "join_world", "mean_over_world"]
 
 
@@ -58,27 +60,6 @@ def join_world(device: str = "auto") -> Iterator[World]:
         yield World(rank=rank, size=size, device=chosen)
     finally:
         dist.destroy_process_group()
-
-
-def resolve_device(device: str, local_rank: int = 0) -> torch.device:
-    """Return the torch device of a name; "auto" takes the best there is.
-
-    Raises:
-        ValueError: If the name is unknown or the device is not there.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", local_rank)
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); "
-            "use 'auto' or 'cpu'"
-        ) from None
-    return chosen
 
 
 def gather_objects(value: Any) -> list[Any]:

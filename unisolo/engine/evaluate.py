@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader, Subset
 
 from unisolo.checkpoint import model_facts
 from unisolo.data.loader import collate, padded_size
+from unisolo.devices import autocast_for, resolve_precision
 from unisolo.engine.distributed import World, gather_objects
 from unisolo.evaluation.base import Evaluator
 from unisolo.files import write_json
@@ -21,27 +21,7 @@ from unisolo.results import Result
 from unisolo.structures import Batch, Sample
 from unisolo.tasks import TaskAdapter
 
-__all__ = ["autocast_for", "buckets", "evaluate", "resolve_precision", "run_batch"]
-
-
-def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """Return the compute dtype of a `train.precision` value on a device.
-
-    "auto" is bf16 on a GPU that has it, fp16 on an older GPU, fp32 elsewhere.
-    """
-    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if precision != "auto":
-        return named[precision]
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-
-
-def autocast_for(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
-    """Return an autocast context for the dtype; fp32 means none."""
-    if dtype == torch.float32:
-        return nullcontext()
-    return torch.autocast(device.type, dtype=dtype)
+__all__ = ["buckets", "evaluate", "run_batch"]
 
 
 def run_batch(model: UniSolo, task: TaskAdapter, batch: Batch) -> list[Result]:

@@ -26,8 +26,9 @@ from unisolo.build import build_dataset, build_grid, build_model, with_grid
 from unisolo.checkpoint import save_model
 from unisolo.config import Config, ConfigError, config_to_dict
 from unisolo.data.loader import build_loader
+from unisolo.devices import autocast_for, resolve_precision
 from unisolo.engine.distributed import World, join_world, mean_over_world
-from unisolo.engine.evaluate import autocast_for, evaluate, resolve_precision
+from unisolo.engine.evaluate import evaluate
 from unisolo.engine.logger import RunLogger
 from unisolo.engine.optim import build_ema, build_optimizer, build_schedule, scaled_lr
 from unisolo.engine.report import coverage_line, object_sides

@@ -20,7 +20,6 @@ from unisolo.visualize.labels import Label, anchors, draw_labels_on
 from unisolo.visualize.regions import (
     AnySegment,
     Bytes,
-    Color,
     Region,
     instance_regions,
     map_regions,
@@ -30,7 +29,7 @@ __all__ = ["Picture", "draw_grid", "draw_panoptic", "draw_result"]
 
 Picture: TypeAlias = npt.NDArray[np.uint8] | Image.Image
 
-_STUFF_OPACITY = 0.7
+_STUFF_OPACITY = 0.55
 """Opacity of stuff as a share of that of things."""
 _BLUR = 2
 """The contour reads its distance to the edge from a box blur of this radius."""
@@ -202,11 +201,13 @@ def _paint(
             _fill(canvas, mask, corner, region, alpha, line)
             if draw_labels:
                 spots = anchors(mask, corner)
-        box = tuple(side * scale for side in region.box)
+        left, top, right, bottom = (side * scale for side in region.box)
         if region.isthing and (draw_boxes or region.mask is None):
-            edges = (box[0], box[1], box[2] - 1, box[3] - 1)  # Pillow draws both ends
+            edges = (left, top, right - 1, bottom - 1)  # Pillow draws both ends
             ImageDraw.Draw(canvas).rectangle(edges, outline=region.color, width=round(line))
-        labels[index] = Label(region.text, region.color, box, spots, region.isthing)
+        labels[index] = Label(
+            region.text, region.color, (left, top, right, bottom), spots, region.isthing
+        )
     if draw_labels:
         draw_labels_on(canvas, [label for label in labels if label is not None])
     return canvas
@@ -230,11 +231,7 @@ def _fill(
     cover = Image.fromarray(mask).point([0] * 255 + [round(255 * opacity)])
     canvas.paste(region.color, corner, cover)
     if region.isthing:
-        canvas.paste(_line_color(region.color), corner, Image.fromarray(_contour(mask, line)))
-
-
-def _line_color(color: Color) -> Color:
-    return color
+        canvas.paste(region.color, corner, Image.fromarray(_contour(mask, line)))
 
 
 def _contour(mask: Bytes, width: float) -> Bytes:
@@ -256,7 +253,8 @@ def _contour(mask: Bytes, width: float) -> Bytes:
     inner = np.clip(width + 0.5 - np.maximum(distance, 0.5), 0, 1)
     outer = np.clip(distance + 0.5, 0, 1)
     tables = (np.stack([outer, inner]) * 255).round().astype(np.uint8)
-    return np.where(mask > 0, tables[1][blurred], tables[0][blurred])
+    line: Bytes = np.where(mask > 0, tables[1][blurred], tables[0][blurred])
+    return line
 
 
 def _enlarged(mask: Bytes, scale: int) -> Bytes:
@@ -265,4 +263,4 @@ def _enlarged(mask: Bytes, scale: int) -> Bytes:
         return mask
     height, width = mask.shape
     soft = Image.fromarray(mask).resize((width * scale, height * scale), Image.Resampling.BICUBIC)
-    return np.where(np.asarray(soft) > 127, np.uint8(255), np.uint8(0))
+    return np.asarray(soft.point([0] * 128 + [255] * 128))

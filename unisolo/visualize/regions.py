@@ -13,6 +13,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from unisolo.categories import Categories
+from unisolo.ops.masks import popcount
 from unisolo.results import Result, Segment
 
 __all__ = [
@@ -149,7 +150,9 @@ def map_regions(
 def instance_regions(result: Result) -> list[Region]:
     """Return the instances of a result in its order; those with an empty mask are left out."""
     host = result.cpu()
-    packed = None if host.packed_masks is None else host.packed_masks.numpy()
+    packed, areas = None, [0] * len(host)
+    if host.packed_masks is not None:
+        packed, areas = host.packed_masks.numpy(), popcount(host.packed_masks.flatten(1)).tolist()
     seen: Counter[int] = Counter()
     regions = []
     rows = zip(host.labels.tolist(), host.scores.tolist(), host.boxes.tolist(), strict=True)
@@ -163,7 +166,7 @@ def instance_regions(result: Result) -> list[Region]:
                 continue
             window = _grown(extent, host.image_size)
             mask = functools.partial(_packed_mask, packed[index], window)
-            area = int(np.bitwise_count(packed[index]).sum())
+            area = areas[index]
         color = thing_color(label, seen[label])
         text = f"{result.categories[label].name} {score:.2f}"
         regions.append(Region(box, window, mask, color, text, True, area))
@@ -179,11 +182,10 @@ def _segment_facts(segment: AnySegment, categories: Categories) -> tuple[int, in
     else:
         number, category_id = int(segment["id"]), int(segment["category_id"])
         score, crowd = segment.get("score"), bool(segment.get("iscrowd", 0))
-    if category_id not in categories:
-        raise ValueError(
-            f"segment {number} has category id {category_id}, which {categories} does not have"
-        )
-    label = categories.label(category_id)
+    try:
+        label = categories.label(category_id)
+    except KeyError as error:
+        raise ValueError(f"segment {number}: {error.args[0]}") from None
     category = categories[label]
     text = f"{category.name} (crowd)" if crowd else category.name
     if score is not None and category.isthing:  # stuff has no score of its own
@@ -201,7 +203,7 @@ def _extents(numbers: npt.NDArray[np.int32], count: int) -> list[Box]:
     return [_extent(in_row[n], in_column[n]) or (0, 0, 0, 0) for n in range(1, count + 1)]
 
 
-def _extent(in_row: npt.NDArray[np.bool_], in_column: npt.NDArray[np.bool_]) -> Box | None:
+def _extent(in_row: npt.NDArray[Any], in_column: npt.NDArray[Any]) -> Box | None:
     rows, columns = np.flatnonzero(in_row), np.flatnonzero(in_column)
     if not len(rows):
         return None
@@ -210,7 +212,7 @@ def _extent(in_row: npt.NDArray[np.bool_], in_column: npt.NDArray[np.bool_]) -> 
 
 def _packed_extent(packed: Bytes, width: int) -> Box | None:
     """The box of a packed mask [H, ceil(W / 8)], to the byte: up to 7 columns too wide."""
-    extent = _extent(packed.any(axis=1), packed.any(axis=0))
+    extent = _extent(np.bitwise_or.reduce(packed, axis=1), np.bitwise_or.reduce(packed, axis=0))
     if extent is None:
         return None
     left, top, right, bottom = extent
@@ -230,12 +232,14 @@ def _grown(box: Box, shape: tuple[int, ...]) -> Box:
 
 def _map_mask(numbers: npt.NDArray[np.int32], number: int, window: Box) -> Bytes:
     left, top, right, bottom = window
-    inside = numbers[top:bottom, left:right] == number
-    return np.where(inside, np.uint8(255), np.uint8(0))
+    mask: Bytes = (numbers[top:bottom, left:right] == number).astype(np.uint8)
+    mask *= 255
+    return mask
 
 
 def _packed_mask(packed: Bytes, window: Box) -> Bytes:
     left, top, right, bottom = window
     first = left // 8
     bits = np.unpackbits(packed[top:bottom, first : -(-right // 8)], axis=1)
-    return bits[:, left - first * 8 : right - first * 8] * np.uint8(255)
+    mask: Bytes = bits[:, left - first * 8 : right - first * 8] * np.uint8(255)
+    return mask

@@ -1,0 +1,365 @@
+"""`Predictor`: a checkpoint, images in, results out."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import ValidationError
+from torch import Tensor
+
+from unisolo.checkpoint import check_task, load_model, model_facts
+from unisolo.config import InferenceConfig
+from unisolo.data.images import ImageInput, to_rgb_array
+from unisolo.data.loader import collate, padded_size
+from unisolo.data.raw import RawSample
+from unisolo.data.transforms import EvalTransform
+from unisolo.devices import autocast_for, resolve_device, resolve_precision
+from unisolo.models import UniSolo
+from unisolo.ops.select import select_instances
+from unisolo.results import Result
+from unisolo.structures import Batch, ImageMeta, Outputs, Sample
+from unisolo.tasks import get_task
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["Predictor", "Thresholds"]
+
+MASK_STRIDE = 4
+"""Mask features are a quarter of the padded input (SOLOv2, section 3.2)."""
+
+
+class Thresholds(TypedDict, total=False):
+    """Settings that a call can give; what it leaves out is the checkpoint's (`config.inference`).
+
+    Attributes:
+        candidate_threshold: Category probability above which a (cell, category) is a candidate
+            (`config.inference.score_threshold`). Scores are never above it: to see instances
+            scored lower than this, lower it together with `score_threshold`.
+        mask_threshold: Probability above which a pixel belongs to a mask.
+        max_candidates: Candidates kept before any mask is made.
+        pre_nms: Masks that enter Matrix NMS.
+        nms_kernel: "gaussian" or "linear".
+        nms_sigma: Strength of the gaussian kernel.
+        update_threshold: Instances below this score after decay are dropped.
+        max_instances: At most this many instances per image.
+        panoptic_score_threshold: Least score of an instance in the panoptic map.
+        panoptic_overlap_threshold: Largest hidden share of an instance in the panoptic map.
+        stuff_area_threshold: Least area of a stuff region, in pixels of the image.
+    """
+
+    candidate_threshold: float
+    mask_threshold: float
+    max_candidates: int
+    pre_nms: int
+    nms_kernel: Literal["gaussian", "linear"]
+    nms_sigma: float
+    update_threshold: float
+    max_instances: int
+    panoptic_score_threshold: float
+    panoptic_overlap_threshold: float
+    stuff_area_threshold: int
+
+
+_PANOPTIC_ONLY = frozenset(
+    {"panoptic_score_threshold", "panoptic_overlap_threshold", "stuff_area_threshold"}
+)
+
+
+class Predictor:
+    """Answers a task for images.
+
+        predictor = Predictor("model.safetensors", task="panoptic")
+        result = predictor.predict("street.jpg", score_threshold=0.3)
+
+    `predict` and `predict_batch` do everything. The three stages they are made of are public, so
+    that one forward can serve several tasks:
+
+        sample = predictor.preprocess("street.jpg")
+        outputs = predictor.forward([sample])
+        boxes = predictor.postprocess(outputs, [sample.meta], task="detection")
+        panoptic = predictor.postprocess(outputs, [sample.meta], task="panoptic")
+
+    Nothing is remembered between calls. Several threads may share a predictor.
+
+    Args:
+        model: Path of a checkpoint, or a model made by `build_model` or `load_model`. A model is
+            used as it is, not copied: it is put in evaluation mode, and on `device` if one is
+            named.
+        task: "panoptic", "instance" or "detection"; None = the one it was trained for.
+        device: "auto" = CUDA, else MPS, else CPU (for a model: where it is); or any torch device.
+        dtype: Compute precision: "auto" (fp32 on CPU; bf16 on a GPU that has it, else fp16),
+            "fp32", "bf16" or "fp16". Weights stay fp32; the others work by autocast.
+
+    Attributes:
+        model: The model.
+        task: Name of the task.
+        categories: Categories of the model.
+        config: Configuration of the model.
+        dtype: The compute dtype.
+
+    Raises:
+        ValueError: If the task, device or precision is unknown, the file is not a checkpoint
+            (`CheckpointError`), or it has no head for the task.
+        TypeError: If `model` is neither a path nor a model.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | UniSolo,
+        *,
+        task: str | None = None,
+        device: str | torch.device = "auto",
+        dtype: str = "auto",
+    ) -> None:
+        if task is not None:
+            get_task(task)  # an unknown name is told before a file is read
+        if isinstance(model, UniSolo):
+            check_task(model_facts(model)[0], task)
+            if device != "auto":
+                model.to(resolve_device(device))
+        elif isinstance(model, (str, os.PathLike)):
+            model = load_model(Path(model), task=task, device=resolve_device(device))
+        else:
+            raise TypeError(
+                f"model must be a path of a checkpoint or a UniSolo, got {type(model).__name__}"
+            )
+        self.model = model.eval()
+        self.config, self.categories = model_facts(model)
+        self.task = task or self.config.task
+        self.dtype = resolve_precision(dtype, self.device)
+        self._transform = EvalTransform(self.config.data.image_size, self.config.data.max_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def preprocess(self, image: ImageInput, *, bgr: bool = False) -> Sample:
+        """Read and resize an image as in evaluation.
+
+        Args:
+            image: A path; a PIL image; an ndarray, uint8, [H, W, 3] RGB or [H, W] grey; or a
+                tensor, uint8, [3, H, W] RGB. Files and PIL images are turned upright (EXIF).
+            bgr: The channels of an ndarray or tensor are blue, green, red (as OpenCV reads them).
+
+        Returns:
+            The sample, on the CPU. For a path `meta.file_name` is the path and `meta.image_id` its
+            name without the ending; both are empty otherwise.
+
+        Raises:
+            ValueError: If an array has the wrong rank or dtype (the message gives what was
+                received), or a file is not a readable image (`ImageError`).
+            TypeError: If `image` is of another kind.
+        """
+        array = to_rgb_array(image, bgr=bgr)
+        path = Path(image) if isinstance(image, (str, os.PathLike)) else None
+        size = (array.shape[0], array.shape[1])
+        meta = ImageMeta(
+            image_id=path.stem if path else "",
+            file_name=str(path) if path else "",
+            orig_size=size,
+            input_size=size,
+        )
+        return self._transform(RawSample(image=array, meta=meta))
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch | Sequence[Sample]) -> Outputs:
+        """Run the model once; every task is answered from what it returns.
+
+        Args:
+            batch: A batch, or samples, which are padded to the largest. The grids span the padded
+                image, so an image padded further than it would be alone is seen with other cells;
+                `predict_batch` only joins images of one padded size.
+
+        Returns:
+            Raw outputs, on the model's device.
+        """
+        if isinstance(batch, Sample):
+            raise TypeError("forward takes a Batch or a list of samples: give [sample]")
+        if not isinstance(batch, Batch):
+            batch = collate(batch)
+        if self.model.training:  # someone trained on between two calls
+            self.model.eval()
+        device = self.device
+        batch = batch.to(device)
+        with autocast_for(self.dtype, device):
+            outputs: Outputs = self.model(batch.images, batch.image_sizes)
+        return outputs
+
+    @torch.inference_mode()
+    def postprocess(
+        self,
+        outputs: Outputs,
+        metas: Sequence[ImageMeta],
+        *,
+        task: str | None = None,
+        score_threshold: float = 0.3,
+        **thresholds: Unpack[Thresholds],
+    ) -> list[Result]:
+        """Turn raw outputs into results; may be called for several tasks on the same outputs.
+
+        Args:
+            outputs: From `forward`.
+            metas: One per image of the batch.
+            task: Name of a task; None = the predictor's.
+            score_threshold: Instances with a lower score are left out. It does not change the
+                panoptic map, which has its own `panoptic_score_threshold`.
+            **thresholds: See `Thresholds`.
+
+        Returns:
+            One result per image, on the model's device.
+
+        Raises:
+            ValueError: If the task is unknown or the model has no head for it, a threshold is out
+                of range or belongs to another task, or `metas` does not fit the batch.
+            TypeError: If there is no threshold of a name; the message gives the nearest one.
+        """
+        name = task or self.task
+        settings = self._settings(name, score_threshold, thresholds)
+        if len(metas) != len(outputs.kernels):
+            raise ValueError(
+                f"{len(metas)} metas for a batch of {len(outputs.kernels)} images; give one each"
+            )
+        instances = select_instances(outputs, self.model.grid, **settings.select_arguments())
+        height, width = outputs.mask_features.shape[-2:]
+        return get_task(name)(self.categories).postprocess(
+            instances,
+            outputs.extras,
+            metas,
+            padded_size=(height * MASK_STRIDE, width * MASK_STRIDE),
+            score_threshold=score_threshold,
+            **settings.postprocess_arguments(),
+        )
+
+    def predict(
+        self,
+        image: ImageInput,
+        *,
+        score_threshold: float = 0.3,
+        bgr: bool = False,
+        **thresholds: Unpack[Thresholds],
+    ) -> Result:
+        """Answer the task for one image.
+
+        Args:
+            image: See `preprocess`.
+            score_threshold: See `postprocess`.
+            bgr: See `preprocess`.
+            **thresholds: See `Thresholds`.
+
+        Returns:
+            The result in the frame of the upright image, on the CPU.
+
+        Raises:
+            ValueError: As `preprocess` and `postprocess`.
+            TypeError: Likewise.
+        """
+        self._settings(self.task, score_threshold, thresholds)
+        sample = self.preprocess(image, bgr=bgr)
+        outputs = self.forward([sample])
+        (result,) = self.postprocess(
+            outputs, [sample.meta], score_threshold=score_threshold, **thresholds
+        )
+        return result.cpu()
+
+    def predict_batch(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        batch_size: int = 8,
+        score_threshold: float = 0.3,
+        bgr: bool = False,
+        **thresholds: Unpack[Thresholds],
+    ) -> list[Result]:
+        """Answer the task for many images.
+
+        Only images of one padded size run together, since padding an image further changes what
+        the grids see. So every result equals that of `predict` (up to rounding), whatever it was
+        batched with. Images are read when they are needed: at most `batch_size` of each padded
+        size are held.
+
+        Args:
+            images: Images as for `preprocess`, mixed kinds and sizes allowed.
+            batch_size: Most images in one forward pass.
+            score_threshold: See `postprocess`.
+            bgr: See `preprocess`.
+            **thresholds: See `Thresholds`.
+
+        Returns:
+            One result per image in the order given, on the CPU.
+
+        Raises:
+            ValueError: As `predict`, or if `batch_size` is less than 1.
+            TypeError: Likewise, or if `images` is a single image.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        _check_many(images)
+        self._settings(self.task, score_threshold, thresholds)
+        found: dict[int, Result] = {}
+        samples = ((n, self.preprocess(image, bgr=bgr)) for n, image in enumerate(images))
+        for group in _groups(samples, batch_size):
+            batch = collate([sample for _, sample in group])
+            results = self.postprocess(
+                self.forward(batch), batch.metas, score_threshold=score_threshold, **thresholds
+            )
+            for (number, _), result in zip(group, results, strict=True):
+                found[number] = result.cpu()
+        return [found[number] for number in range(len(found))]
+
+    def _settings(
+        self, task: str, score_threshold: float, thresholds: Thresholds
+    ) -> InferenceConfig:
+        """The checkpoint's settings with a call's laid over them, checked."""
+        check_task(self.config, task)
+        if not 0 <= score_threshold <= 1:
+            raise ValueError(f"score_threshold must be in 0..1, got {score_threshold}")
+        known = Thresholds.__annotations__
+        values: dict[str, Any] = self.config.inference.model_dump()
+        for name, value in thresholds.items():
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"
+                raise TypeError(f"no threshold {name!r}; {hint}")
+            if name in _PANOPTIC_ONLY and "stuff" not in get_task(task).requires:
+                raise ValueError(f"{name} changes only the panoptic map, but the task is {task!r}")
+            values["score_threshold" if name == "candidate_threshold" else name] = value
+        try:
+            return InferenceConfig.model_validate(values)
+        except ValidationError as error:
+            detail = error.errors()[0]
+            name = str(detail["loc"][0])
+            name = "candidate_threshold" if name == "score_threshold" else name
+            raise ValueError(f"{name}: {detail['msg']} (got {detail['input']!r})") from None
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"Predictor(task={self.task!r}, device={str(self.device)!r}, dtype={dtype!r})"
+
+
+def _check_many(images: Iterable[ImageInput]) -> None:
+    """Refuse what Python would take apart: an array by rows, a path by letters."""
+    single = isinstance(images, (str, os.PathLike, Image.Image))
+    if single or (isinstance(images, (np.ndarray, Tensor)) and images.ndim != 4):
+        raise TypeError("predict_batch takes a list of images; for one image use predict")
+
+
+def _groups(
+    samples: Iterable[tuple[int, Sample]], batch_size: int
+) -> Iterator[list[tuple[int, Sample]]]:
+    """Group numbered samples by the size they are padded to."""
+    waiting: dict[tuple[int, int], list[tuple[int, Sample]]] = {}
+    for number, sample in samples:
+        size = padded_size(sample.meta.input_size)
+        waiting.setdefault(size, []).append((number, sample))
+        if len(waiting[size]) == batch_size:
+            yield waiting.pop(size)
+    yield from waiting.values()
