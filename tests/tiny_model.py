@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from unisolo import Categories, Category, Config, UniSolo, build_model, load_config
 
 CATEGORIES = Categories(
@@ -51,3 +53,15 @@ def tiny_config(*overrides: str, **values: Any) -> Config:
 
 def tiny_model(*overrides: str, categories: Categories = CATEGORIES) -> UniSolo:
     return build_model(tiny_config(*overrides), categories)
+
+
+def lively_model(*overrides: str) -> UniSolo:
+    """An untrained model with many confident, distinct instances: something to look at."""
+    model = tiny_model(*overrides).eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.solo_head.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.3, generator=generator)
+        torch.nn.init.constant_(model.solo_head.category_out.bias, 0.0)
+    return model
