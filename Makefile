@@ -6,6 +6,9 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 QUICKSTART := runs/quickstart
 
+# Threads that spin while they wait starve each other on shared cores.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: quickstart test test-all lint clean
 
 $(VENV)/.base: pyproject.toml

@@ -38,10 +38,20 @@ def test_grid_is_the_papers_at_800_pixels() -> None:
     assert grid.offsets == (0, 1600, 2896, 3472, 3728)
 
 
-def test_scaled_grid_keeps_the_share_of_the_image() -> None:
-    grid = build_grid(load_config(None, ["data.image_size=400"]))
-    assert grid.sizes == (20, 18, 12, 8, 6)
-    assert grid.scale_ranges[1] == (24, 96)
+@pytest.mark.parametrize(
+    ("size", "sizes"),
+    [
+        (1600, (80, 72, 48, 32, 24)),  # in proportion above 800
+        (512, (40, 36, 24, 16, 12)),  # the paper's light models keep the numbers
+        (400, (40, 36, 24, 12, 12)),  # not finer than 12 features of stride 32
+        (160, (20, 20, 10, 5, 5)),
+        (32, (4, 4, 2, 1, 1)),
+    ],
+)
+def test_scaled_grids(size: int, sizes: tuple[int, ...]) -> None:
+    grid = build_grid(load_config(None, [f"data.image_size={size}"]))
+    assert grid.sizes == sizes
+    assert grid.scale_ranges[1] == (48 * size / 800, 192 * size / 800)
     assert grid.scale_ranges[0][0] <= 1
     assert grid.scale_ranges[-1][1] >= 2048
 

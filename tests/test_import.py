@@ -16,7 +16,9 @@ def run(code: str) -> str:
 
 
 def test_import_pulls_in_nothing_heavy() -> None:
-    loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in run("import unisolo").splitlines()}
+    loaded = {
+        line.rsplit("|", 1)[-1].strip().split(".")[0] for line in run("import unisolo").splitlines()
+    }
     assert loaded.isdisjoint(HEAVY)
 
 

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "unisolo"
 
 LEVELS = [
-    {"categories", "structures", "config", "files", "encoding"},
+    {"categories", "structures", "config", "devices", "files", "encoding"},
     {"ops"},
     {"results"},
     {"models", "losses", "data", "evaluation", "visualize"},

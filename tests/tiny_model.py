@@ -56,12 +56,12 @@ def tiny_model(*overrides: str, categories: Categories = CATEGORIES) -> UniSolo:
 
 
 def lively_model(*overrides: str) -> UniSolo:
-    """An untrained model with many confident, distinct instances: something to look at."""
-    model = tiny_model(*overrides).eval()
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
+    """An untrained model with many confident, distinct instances; the same at every call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = tiny_model(*overrides).eval()
         for parameter in model.solo_head.parameters():
             if parameter.ndim > 1:
-                parameter.normal_(0, 0.3, generator=generator)
+                torch.nn.init.normal_(parameter, 0, 0.3)
         torch.nn.init.constant_(model.solo_head.category_out.bias, 0.0)
     return model

@@ -22,9 +22,7 @@ REFERENCE_SIZE = 800
 """Short side at which SOLOv2 states its grids and scale ranges."""
 
 
-def build_model(
-    config: Config, categories: Categories, *, load_backbone: bool = True
-) -> UniSolo:
+def build_model(config: Config, categories: Categories, *, load_backbone: bool = True) -> UniSolo:
     """Build a model with its task's heads.
 
     Args:
@@ -121,7 +119,9 @@ def build_grid(config: Config, object_sides: Tensor | None = None) -> GridSpec:
     """Resolve grid sizes and scale ranges.
 
     SOLOv2's constants hold at a short side of 800 pixels. At another `data.image_size` "scaled"
-    keeps the cells and the ranges the same size relative to the image.
+    ranges keep their share of the image, and "scaled" grids do what the paper's light-weight models
+    do: smaller images keep its numbers, so that cells keep their share of the image, down to one
+    cell per feature of the level; larger images get more cells in proportion.
 
     Args:
         config: Configuration.
@@ -135,7 +135,10 @@ def build_grid(config: Config, object_sides: Tensor | None = None) -> GridSpec:
     settings = config.model
     factor = config.data.image_size / REFERENCE_SIZE
     if settings.grid_sizes == "scaled":
-        sizes = tuple(max(1, round(size * factor)) for size in reference.sizes)
+        sizes = tuple(
+            max(1, min(round(size * max(factor, 1)), config.data.image_size // stride))
+            for size, stride in zip(reference.sizes, reference.strides, strict=True)
+        )
     else:
         sizes = settings.grid_sizes
     ranges: Sequence[tuple[float, float]]

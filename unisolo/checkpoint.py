@@ -103,7 +103,9 @@ def load_model(
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: the weights do not fit its configuration: {error}") from None
+        raise CheckpointError(
+            f"{path}: the weights do not fit its configuration: {error}"
+        ) from None
     return model.to(device).eval()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from enum import Enum
@@ -51,6 +52,9 @@ def _friendly(command: Command) -> Command:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
+        # Read when torch is first imported, which the commands do. Threads that spin while they
+        # wait make CPU training many times slower on machines whose cores are shared.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
             return command(*args, **kwargs)
         except (ValueError, OSError, ImportError, FloatingPointError) as error:
@@ -213,8 +217,6 @@ def _given(**values: Any) -> dict[str, Any]:
 
 
 def _is_main_process() -> bool:
-    import os
-
     return os.environ.get("RANK", "0") == "0"
 
 

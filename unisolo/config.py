@@ -53,7 +53,8 @@ class ModelConfig(_Section):
     stuff_channels: int = Field(default=128, ge=1)
     """Width of the stuff branch (panoptic only)."""
     grid_sizes: Literal["scaled"] | tuple[int, ...] = "scaled"
-    """S per level; "scaled" = 40, 36, 24, 16, 12 at 800 px, in proportion at other sizes."""
+    """S per level; "scaled" = 40, 36, 24, 16, 12, in proportion above 800 px, and below it at most
+    one cell per feature of the level."""
     scale_ranges: Literal["scaled", "auto"] | tuple[Range, ...] = "scaled"
     """sqrt(box area) in pixels per level; "scaled" = the paper's at 800 px, in proportion at other
     sizes; "auto" = fitted to the training set's objects."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from unisolo.checkpoint import check_task, load_model, model_facts
 from unisolo.config import InferenceConfig
 from unisolo.data.images import ImageInput, to_rgb_array
-from unisolo.data.loader import collate, padded_size
+from unisolo.data.loader import collate, padded_size_groups
 from unisolo.data.raw import RawSample
 from unisolo.data.transforms import EvalTransform
 from unisolo.devices import autocast_for, resolve_device, resolve_precision
@@ -306,7 +306,7 @@ class Predictor:
         self._settings(self.task, score_threshold, thresholds)
         found: dict[int, Result] = {}
         samples = ((n, self.preprocess(image, bgr=bgr)) for n, image in enumerate(images))
-        for group in _groups(samples, batch_size):
+        for group in padded_size_groups(samples, batch_size, lambda pair: pair[1].meta.input_size):
             batch = collate([sample for _, sample in group])
             results = self.postprocess(
                 self.forward(batch), batch.metas, score_threshold=score_threshold, **thresholds
@@ -350,16 +350,3 @@ def _check_many(images: Iterable[ImageInput]) -> None:
     single = isinstance(images, (str, os.PathLike, Image.Image))
     if single or (isinstance(images, (np.ndarray, Tensor)) and images.ndim != 4):
         raise TypeError("predict_batch takes a list of images; for one image use predict")
-
-
-def _groups(
-    samples: Iterable[tuple[int, Sample]], batch_size: int
-) -> Iterator[list[tuple[int, Sample]]]:
-    """Group numbered samples by the size they are padded to."""
-    waiting: dict[tuple[int, int], list[tuple[int, Sample]]] = {}
-    for number, sample in samples:
-        size = padded_size(sample.meta.input_size)
-        waiting.setdefault(size, []).append((number, sample))
-        if len(waiting[size]) == batch_size:
-            yield waiting.pop(size)
-    yield from waiting.values()

@@ -73,9 +73,7 @@ def test_a_task_can_be_chosen_for_a_panoptic_checkpoint(work: Path) -> None:
         ([], "already holds a run"),
     ],
 )
-def test_mistakes_get_a_sentence_and_no_trace(
-    work: Path, arguments: list[str], words: str
-) -> None:
+def test_mistakes_get_a_sentence_and_no_trace(work: Path, arguments: list[str], words: str) -> None:
     given = [
         "--config", work / "recipe.yaml", "--data", work / "data", "--out", work / "run",
     ]  # fmt: skip

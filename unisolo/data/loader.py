@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence, Sized
-from typing import Any, TypeAlias, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Sequen
 
 from unisolo.structures import STUFF_IGNORE, Batch, Sample, Target
 
-__all__ = ["SIZE_DIVISOR", "build_loader", "collate", "padded_size"]
+__all__ = ["SIZE_DIVISOR", "build_loader", "collate", "padded_size", "padded_size_groups"]
 
+Item = TypeVar("Item")
 _Key: TypeAlias = tuple[int, int, int, int]
 
 SIZE_DIVISOR = 32
@@ -75,6 +76,31 @@ def _pad_target(target: Target, height: int, width: int) -> Target:
         crowd_map=padded(target.crowd_map, 0),
         stuff_map=None if target.stuff_map is None else padded(target.stuff_map, STUFF_IGNORE),
     )
+
+
+def padded_size_groups(
+    items: Iterable[Item], batch_size: int, input_size: Callable[[Item], tuple[int, int]]
+) -> Iterator[list[Item]]:
+    """Group items of one padded size, so that batching changes no image's geometry.
+
+    The grids span the padded image: in a batch padded to its largest image a smaller one would be
+    seen with other cells than alone.
+
+    Args:
+        items: Samples, or anything that holds one.
+        batch_size: Most items in a group; at most this many of each padded size are held back.
+        input_size: Gives an item's (H, W) before padding.
+
+    Yields:
+        Groups of 1 to `batch_size` items; full ones as soon as they are full.
+    """
+    waiting: dict[tuple[int, int], list[Item]] = {}
+    for item in items:
+        size = padded_size(input_size(item))
+        waiting.setdefault(size, []).append(item)
+        if len(waiting[size]) == batch_size:
+            yield waiting.pop(size)
+    yield from waiting.values()
 
 
 def build_loader(

@@ -49,9 +49,23 @@ def smooth_noise(
     return np.asarray(field, dtype=np.float32)
 
 
-def random_color(rng: np.random.Generator) -> FloatArray:
-    """A lively colour [3]; any hue, so that colour never tells the category."""
-    hue, saturation, value = rng.random(), rng.uniform(0.45, 0.95), rng.uniform(0.55, 1.0)
+_HUES = {"ball": 0.0, "box": 0.6, "triangle": 0.8, "star": 0.13, "ring": 0.45}
+_TYPICAL = 0.85  # share of the things in their kind's colours
+_HUE_SPREAD = 0.05
+
+
+def random_color(rng: np.random.Generator, kind: str | None = None) -> FloatArray:
+    """A lively colour [3].
+
+    Args:
+        rng: Source of randomness.
+        kind: Category name. As with real things, most of a kind have its colours and some have
+            any: colour is a hint, shape decides. None = any colour.
+    """
+    hue = rng.random()
+    if kind is not None and rng.random() < _TYPICAL:
+        hue = (_HUES[kind] + _HUE_SPREAD * rng.standard_normal()) % 1.0
+    saturation, value = rng.uniform(0.45, 0.95), rng.uniform(0.55, 1.0)
     return np.array(colorsys.hsv_to_rgb(hue, saturation, value), dtype=np.float32) * 255
 
 

@@ -150,7 +150,7 @@ class Canvas:
         below = self.image[rows, columns]
         if color is None:
             around = below.reshape(-1, 3).mean(axis=0)
-            choices = [random_color(rng) for _ in range(3)]
+            choices = [random_color(rng, shape.kind) for _ in range(3)]
             color = max(choices, key=lambda c: float(np.abs(c - around).sum()))
         colors = paint_object(rng, shape.kind, u, v, field, shape.radius, color)
         shift = 1 + int(0.08 * shape.radius)
@@ -203,7 +203,7 @@ def add_row(rng: np.random.Generator, canvas: Canvas) -> None:
     side = min(canvas.size)
     kind = KINDS[int(rng.integers(len(KINDS)))]
     radius = max(_MIN_RADIUS, side * rng.uniform(0.055, 0.1))
-    color = random_color(rng) if rng.random() < 0.5 else None
+    color = random_color(rng, kind) if rng.random() < 0.5 else None
     x, y = width * rng.uniform(0.15, 0.5), height * rng.uniform(0.2, 0.85)
     slope = rng.uniform(-0.5, 0.5)
     for _ in range(int(rng.integers(2, 6))):
@@ -224,4 +224,4 @@ def add_crowd(rng: np.random.Generator, canvas: Canvas) -> None:
         dx, dy = np.clip(rng.standard_normal(2), -1.8, 1.8) * spread
         radius = max(2.5, side * rng.uniform(0.022, 0.034))
         shapes.append(_random_shape(rng, kind, x + 1.4 * dx, y + 0.8 * dy, radius))
-    canvas.add_crowd(rng, shapes, [random_color(rng) for _ in shapes])
+    canvas.add_crowd(rng, shapes, [random_color(rng, kind) for _ in shapes])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from unisolo.checkpoint import model_facts
-from unisolo.data.loader import collate, padded_size
+from unisolo.data.loader import collate, padded_size_groups
 from unisolo.devices import autocast_for, resolve_precision
 from unisolo.engine.distributed import World, gather_objects
 from unisolo.evaluation.base import Evaluator
@@ -21,7 +21,7 @@ from unisolo.results import Result
 from unisolo.structures import Batch, Sample
 from unisolo.tasks import TaskAdapter
 
-__all__ = ["buckets", "evaluate", "run_batch"]
+__all__ = ["evaluate", "run_batch"]
 
 
 def run_batch(model: UniSolo, task: TaskAdapter, batch: Batch) -> list[Result]:
@@ -37,21 +37,6 @@ def run_batch(model: UniSolo, task: TaskAdapter, batch: Batch) -> list[Result]:
         padded_size=(height, width),
         **settings.postprocess_arguments(),
     )
-
-
-def buckets(samples: Iterable[Sample], batch_size: int) -> Iterator[list[Sample]]:
-    """Group samples of one padded size, so that batching changes no image's geometry.
-
-    The grids span the padded image: in a batch padded to its largest image a smaller one would be
-    seen with other cells than alone. At most `batch_size` samples per size are held back.
-    """
-    waiting: dict[tuple[int, int], list[Sample]] = {}
-    for sample in samples:
-        group = waiting.setdefault(padded_size(sample.meta.input_size), [])
-        group.append(sample)
-        if len(group) == batch_size:
-            yield waiting.pop(padded_size(sample.meta.input_size))
-    yield from waiting.values()
 
 
 @torch.inference_mode()
@@ -94,7 +79,7 @@ def evaluate(
     )
     dtype = resolve_precision(precision, world.device)
     done = 0
-    for group in buckets(loader, batch_size):
+    for group in padded_size_groups(loader, batch_size, lambda sample: sample.meta.input_size):
         batch = collate(group).to(world.device, non_blocking=True)
         with autocast_for(dtype, world.device):
             results = [result.cpu() for result in run_batch(model, task, batch)]
@@ -106,9 +91,7 @@ def evaluate(
     return _finish(evaluators, world, out)
 
 
-def _finish(
-    evaluators: Sequence[Evaluator], world: World, out: Path | None
-) -> dict[str, float]:
+def _finish(evaluators: Sequence[Evaluator], world: World, out: Path | None) -> dict[str, float]:
     """Join what the processes found, compute, and let the main process write."""
     metrics: dict[str, float] = {}
     for evaluator in evaluators:

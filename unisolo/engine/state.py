@@ -80,7 +80,13 @@ def random_state() -> dict[str, Any]:
     version, internal, gauss = random.getstate()
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        "numpy": [name, torch.from_numpy(np.array(keys).astype(np.int64)), position, has_gauss, cached],
+        "numpy": [
+            name,
+            torch.from_numpy(np.array(keys).astype(np.int64)),
+            position,
+            has_gauss,
+            cached,
+        ],
         "python": [version, list(internal), gauss],
     }
     if torch.cuda.is_available():

@@ -1,10 +1,10 @@
 """Training, as one story: data, model, optimiser, steps, evaluation, files.
 
-    train(config)
-      load_datasets -> build_model -> optimiser, schedule, averaged weights -> (resume)
-      for each step: batches -> forward -> losses -> backward -> clip -> update -> average
-                     log; every n steps: save, evaluate
-      evaluate, save the deployable file
+train(config)
+  load_datasets -> build_model -> optimiser, schedule, averaged weights -> (resume)
+  for each step: batches -> forward -> losses -> backward -> clip -> update -> average
+                 log; every n steps: save, evaluate
+  evaluate, save the deployable file
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ class TaskAdapter(ABC):
     Attributes:
         name: Key in `TASKS`, value of `Config.task`.
         requires: What a data set must provide ("things", "stuff") to train this task.
-        loss_weights: Default weight of each loss that `losses` returns (SOLOv2: mask 3, category 1).
+        loss_weights: Default weight of each loss that `losses` returns (SOLOv2: mask 3, category
+            1).
         has_masks: Whether results carry masks.
     """
 

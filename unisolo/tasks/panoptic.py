@@ -99,9 +99,7 @@ class PanopticTask(TaskAdapter):
             )
             segments = _segments(merged, result, self.categories)
             shown = result[result.scores >= score_threshold]
-            results.append(
-                replace(shown, panoptic_seg=merged.panoptic_seg, segments_info=segments)
-            )
+            results.append(replace(shown, panoptic_seg=merged.panoptic_seg, segments_info=segments))
         return results
 
     def make_evaluators(self, dataset: Any, *, backend: str = "hotcoco") -> list[Evaluator]:
