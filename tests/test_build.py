@@ -51,18 +51,18 @@ def test_grid_is_the_papers_at_800_pixels() -> None:
 def test_scaled_grids(size: int, sizes: tuple[int, ...]) -> None:
     grid = build_grid(load_config(None, [f"data.image_size={size}"]))
     assert grid.sizes == sizes
-    assert grid.scale_ranges[1] == (48 * size / 800, 192 * size / 800)
+    assert grid.scale_ranges[1] == pytest.approx((48 * size / 800, 192 * size / 800))
     assert grid.scale_ranges[0][0] <= 1
     assert grid.scale_ranges[-1][1] >= 2048
 
 
 @given(
     st.lists(st.floats(0.5, 3000, allow_nan=False), min_size=1, max_size=60),
-    st.integers(1, 6),
+    st.sampled_from([(8,), (8, 16), (8, 8, 16, 32, 32)]),
 )
-def test_fitted_ranges_leave_no_object_out(sides: list[float], levels: int) -> None:
-    ranges = fit_scale_ranges(torch.tensor(sides, dtype=torch.float64), levels)
-    assert len(ranges) == levels
+def test_fitted_ranges_leave_no_object_out(sides: list[float], strides: tuple[int, ...]) -> None:
+    ranges = fit_scale_ranges(torch.tensor(sides, dtype=torch.float64), strides)
+    assert len(ranges) == len(strides)
     for side in sides:
         assert any(low <= side <= high for low, high in ranges)
     lows, highs = zip(*ranges, strict=True)
@@ -70,16 +70,24 @@ def test_fitted_ranges_leave_no_object_out(sides: list[float], levels: int) -> N
     assert list(highs) == sorted(highs)
 
 
-def test_fitted_ranges_share_the_objects() -> None:
-    ranges = fit_scale_ranges(torch.logspace(0.5, 2.5, 1000), 5)
-    sides = torch.logspace(0.5, 2.5, 1000)
+def test_fitted_ranges_share_large_objects_evenly() -> None:
+    sides = torch.linspace(100, 2000, 1000)
+    ranges = fit_scale_ranges(sides, (8, 8, 16, 32, 32))
     counts = [int(((sides >= low) & (sides <= high)).sum()) for low, high in ranges]
     assert min(counts) > 200
 
 
+def test_small_objects_stay_on_fine_levels() -> None:
+    ranges = fit_scale_ranges(torch.linspace(5, 60, 1000), (8, 8, 16, 32, 32))
+    # A level of stride s takes nothing below 4 s / sqrt(2) pixels.
+    assert ranges[2][0] == pytest.approx(64 / 2**0.5)
+    assert ranges[3][0] >= 128 / 2**0.5
+    assert ranges[0][1] >= 32
+
+
 def test_fitting_needs_objects() -> None:
     with pytest.raises(ValueError, match="needs objects"):
-        fit_scale_ranges(torch.empty(0), 5)
+        fit_scale_ranges(torch.empty(0), (8, 16))
     with pytest.raises(ValueError, match="resolved from the training set"):
         build_grid(load_config(None, ["model.scale_ranges=auto"]))
 

@@ -1,4 +1,4 @@
-"""Train a model: `python tools/train.py --task panoptic --config configs/quickstart.yaml --data DIR`.
+"""Train a model: `python tools/train.py --task panoptic --config FILE --data DIR`.
 
 Many GPUs: `torchrun --nproc-per-node N tools/train.py ...`.
 """

@@ -21,6 +21,9 @@ __all__ = ["build_dataset", "build_grid", "build_model", "fit_scale_ranges", "wi
 REFERENCE_SIZE = 800
 """Short side at which SOLOv2 states its grids and scale ranges."""
 
+MIN_SPAN = 4
+"""Features an object must span for a level of fitted scale ranges; SOLOv2's own give 6 to 12."""
+
 
 def build_model(config: Config, categories: Categories, *, load_backbone: bool = True) -> UniSolo:
     """Build a model with its task's heads.
@@ -97,7 +100,9 @@ def build_dataset(
         raise ConfigError("no data set: give --data DIR (or data.root in the configuration)")
     name = settings.dataset
     if name == "auto":
-        name = "coco_panoptic" if config.task == "panoptic" else "coco_instance"
+        name = "coco_panoptic" if "stuff" in get_task(config.task).requires else "coco_instance"
+    if name not in DATASETS:
+        raise ConfigError(f"unknown data.dataset {name!r}; choose from auto, {', '.join(DATASETS)}")
     transform: Any
     if split == "train" if augment is None else augment:
         from unisolo.data.transforms import TrainTransform
@@ -112,6 +117,8 @@ def build_dataset(
         settings.train_split if split == "train" else settings.val_split,
         transform=transform,
         max_images=settings.max_images,
+        # Evaluators read the ground truth from the files themselves.
+        with_targets=split == "train",
     )
 
 
@@ -153,7 +160,7 @@ def build_grid(config: Config, object_sides: Tensor | None = None) -> GridSpec:
                 "model.scale_ranges=auto is resolved from the training set; build the grid with "
                 "the objects' sizes first, or give the ranges"
             )
-        ranges = fit_scale_ranges(object_sides, len(sizes))
+        ranges = fit_scale_ranges(object_sides, reference.strides[: len(sizes)])
     else:
         ranges = settings.scale_ranges
     return GridSpec(sizes=sizes, strides=reference.strides, scale_ranges=tuple(ranges))
@@ -167,15 +174,17 @@ def with_grid(config: Config, grid: GridSpec) -> Config:
     return config.model_copy(update={"model": model})
 
 
-def fit_scale_ranges(object_sides: Tensor, num_levels: int) -> list[tuple[float, float]]:
-    """Share a data set's objects evenly among the levels, with the paper's overlap.
+def fit_scale_ranges(object_sides: Tensor, strides: Sequence[int]) -> list[tuple[float, float]]:
+    """Share a data set's objects among the levels, with the paper's overlap.
 
-    The cut points are quantiles of sqrt(box area), at least a factor sqrt(2) apart; each range
-    reaches sqrt(2) beyond its cut points, as SOLOv2's do (96 and 48 around 68, and so on).
+    The cut points between levels are the quantiles of sqrt(box area) that would share the objects
+    evenly, but an object only goes to a level where it spans `MIN_SPAN` features: on a coarser one
+    it is a single feature mixed with its surroundings, from which its category cannot be told.
+    Each range reaches sqrt(2) beyond its cut points, as SOLOv2's do (96 and 48 around 68, ...).
 
     Args:
         object_sides: [N] float, sqrt(box area) in input pixels.
-        num_levels: Number of levels.
+        strides: Stride of each level's features, rising.
 
     Returns:
         One inclusive (low, high) per level; the first starts at 1 or below, the last is open.
@@ -191,10 +200,10 @@ def fit_scale_ranges(object_sides: Tensor, num_levels: int) -> list[tuple[float,
     overlap = math.sqrt(2)
     cuts: list[float] = []
     ordered = sides.sort().values
-    for level in range(1, num_levels):
-        place = min(int(level / num_levels * ordered.numel()), ordered.numel() - 1)
-        cut = float(ordered[place])
-        cuts.append(max(cut, cuts[-1] * overlap) if cuts else cut)
+    for level in range(1, len(strides)):
+        quantile = float(ordered[int(level / len(strides) * ordered.numel())])
+        apart = cuts[-1] * overlap if cuts else 0.0
+        cuts.append(max(quantile, MIN_SPAN * strides[level], apart))
     lows = [min(1.0, float(ordered[0]))] + [cut / overlap for cut in cuts]
     highs = [cut * overlap for cut in cuts] + [1e5]
     return list(zip(lows, highs, strict=True))

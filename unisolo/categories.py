@@ -49,8 +49,8 @@ class Categories(Sequence[Category]):
         for label, category in enumerate(items):
             if category.id in labels:
                 raise ValueError(
-                    f"category id {category.id} appears twice "
-                    f"({items[labels[category.id]].name!r} and {category.name!r}); ids must be unique"
+                    f"category id {category.id} appears twice ({items[labels[category.id]].name!r} "
+                    f"and {category.name!r}); ids must be unique"
                 )
             labels[category.id] = label
         self._items = tuple(items)

@@ -133,8 +133,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: damaged or not a safetensors file ({error}); training also keeps the best "
-            "and the previous weights beside it"
+            f"{path}: damaged or not a safetensors file ({error}); copy it again, or resume the "
+            "run that wrote it"
         ) from None
 
 

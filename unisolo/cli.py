@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -24,14 +25,6 @@ app = typer.Typer(
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class TaskChoice(str, Enum):
-    """The tasks, as typer shows them."""
-
-    panoptic = "panoptic"
-    instance = "instance"
-    detection = "detection"
-
-
 class BackendChoice(str, Enum):
     """The evaluation back ends."""
 
@@ -43,7 +36,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Settings as key.sub=value, e.g. train.lr=0.001", metavar="[KEY=VALUE]..."),
 ]
-TaskOption = Annotated[TaskChoice | None, typer.Option("--task", help="What to train or answer.")]
+TaskOption = Annotated[str | None, typer.Option("--task", help="panoptic, instance or detection.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the full trace of an error.")]
 
 
@@ -60,13 +53,24 @@ def _friendly(command: Command) -> Command:
         except (ValueError, OSError, ImportError, FloatingPointError) as error:
             if kwargs.get("debug"):
                 raise
-            typer.secho(f"error: {error}", fg="red", err=True)
+            typer.secho(f"error: {_sentence(error)}", fg="red", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             typer.secho("stopped", fg="red", err=True)
             raise typer.Exit(130) from None
 
     return run  # type: ignore[return-value]
+
+
+def _sentence(error: BaseException) -> str:
+    """The message of an error, without the trace that a loader process packs into it."""
+    text = str(error)
+    if "Original Traceback" not in text:
+        return text
+    # The last line that starts a message: "package.module.Error: ...".
+    lines = text.strip().splitlines()
+    starts = [n for n, line in enumerate(lines) if re.match(r"^[\w.]+(Error|Exception): ", line)]
+    return "\n".join(lines[starts[-1] :]).split(": ", 1)[1] if starts else text
 
 
 @app.command()
@@ -88,7 +92,7 @@ def train(
     from unisolo.config import load_config
     from unisolo.engine.train import train as run_training
 
-    values = _given(task=task.value if task else None, data={"root": data}, train={"out": out})
+    values = _given(task=task, data={"root": data}, train={"out": out})
     settings = load_config(config, overrides or (), values=values)
     summary = run_training(settings, resume=resume, overwrite=overwrite)
     if _is_main_process():
@@ -113,11 +117,13 @@ def evaluate(
         BackendChoice, typer.Option(help="official = pycocotools and panopticapi.")
     ] = BackendChoice.hotcoco,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 8,
     overrides: Overrides = None,
     debug: DebugOption = False,
 ) -> None:
     """Evaluate a checkpoint: bbox AP, segm AP and PQ in one pass over the images.
+
+    Settings may be of data.*, inference.* and train.precision; the others belong to training.
 
     Example: evaluate.py --checkpoint runs/quickstart/model.safetensors --data runs/shapes
     """
@@ -129,13 +135,13 @@ def evaluate(
     from unisolo.tasks import get_task
 
     with join_world(device) as world:
-        name = task.value if task else None
-        model = load_model(checkpoint, task=name, device=world.device)
+        _check_overrides(overrides or ())
+        model = load_model(checkpoint, task=task, device=world.device)
         config, categories = model_facts(model)
         values = config_to_dict(config)
-        values["data"].update({"root": str(data), "dataset": "auto"})
-        if name is not None:
-            values["task"] = name
+        values["data"].update({"root": str(data), "dataset": "auto", "max_images": None})
+        if task is not None:
+            values["task"] = task
         if split is not None:
             values["data"]["val_split"] = split
         settings = load_config(None, overrides or (), values=values)
@@ -184,8 +190,7 @@ def predict(
     from unisolo.predictor import Predictor
 
     find_images(source, without=out)  # a wrong path is told before the model is loaded
-    name = task.value if task else None
-    predictor = Predictor(checkpoint, task=name, device=device)
+    predictor = Predictor(checkpoint, task=task, device=device)
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -204,6 +209,18 @@ def predict(
         typer.secho(f"skipped: {sentence}", fg="yellow", err=True)
     if report.broken:
         raise typer.Exit(1)
+
+
+def _check_overrides(overrides: Iterable[str]) -> None:
+    """Refuse settings that would change nothing in an evaluation."""
+    from unisolo.config import ConfigError
+
+    for override in overrides:
+        if not override.startswith(("data.", "inference.", "train.precision=")):
+            raise ConfigError(
+                f"{override!r} changes nothing in an evaluation; settings of data.*, inference.* "
+                "and train.precision do"
+            )
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 __all__ = ["Config", "ConfigError", "config_to_dict", "load_config"]
 
-TaskName = Literal["panoptic", "instance", "detection"]
 Range = tuple[float, float]
 
 
@@ -90,8 +89,9 @@ class DataConfig(_Section):
 
     root: Path | None = None
     """Folder with `<split>/` images and `annotations/`."""
-    dataset: Literal["auto", "coco_panoptic", "coco_instance"] = "auto"
-    """"auto" = coco_panoptic for the panoptic task, coco_instance otherwise."""
+    dataset: str = "auto"
+    """A key of `unisolo.data.DATASETS`; "auto" = coco_panoptic where the task needs stuff,
+    coco_instance otherwise."""
     train_split: str = "train2017"
     val_split: str = "val2017"
     max_images: int | None = Field(default=None, ge=1)
@@ -116,14 +116,16 @@ class TrainConfig(_Section):
     """Images per optimiser step, over all processes and accumulated parts."""
     accumulate: int = Field(default=1, ge=1)
     """Split each batch into this many forward passes."""
-    optimizer: str = "sgd"
-    """Any timm optimiser name, e.g. sgd, adamw."""
+    optimizer: str = "momentum"
+    """Any timm optimiser name, e.g. adamw, momentum (plain SGD), sgd (with Nesterov's step)."""
     lr: float = Field(default=0.01, gt=0)
     """Learning rate at a batch of `lr_batch_size`; scaled linearly to `batch_size`."""
     lr_batch_size: int = Field(default=16, ge=1)
     backbone_lr_scale: float = Field(default=1.0, ge=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0)
+    decay_norms: bool = False
+    """Weight decay also for norms and biases, as the reference has it."""
     schedule: Literal["multistep", "cosine"] = "multistep"
     milestones: tuple[float, ...] = (0.75, 0.917)
     """Fractions of the run after which multistep divides the learning rate by 10."""
@@ -147,6 +149,16 @@ class TrainConfig(_Section):
     channels_last: bool = True
     device: str = "auto"
     tensorboard: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        rising = list(self.milestones) == sorted(set(self.milestones))
+        if not rising or any(not 0 < fraction < 1 for fraction in self.milestones):
+            raise ValueError(
+                "milestones are fractions of the run, rising, between 0 and 1, e.g. [0.75, 0.92]; "
+                f"got {self.milestones}"
+            )
+        return self
 
 
 class InferenceConfig(_Section):
@@ -199,7 +211,8 @@ class InferenceConfig(_Section):
 class Config(_Section):
     """Everything about one run; embedded in its checkpoints."""
 
-    task: TaskName = "panoptic"
+    task: str = "panoptic"
+    """A key of `unisolo.tasks.TASKS`."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()

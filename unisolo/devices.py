@@ -17,7 +17,7 @@ def resolve_device(device: str | torch.device, local_rank: int = 0) -> torch.dev
 
     Args:
         device: "auto" = CUDA, else MPS, else CPU; or any torch device.
-        local_rank: The CUDA device that "auto" takes.
+        local_rank: The CUDA device that "auto" and "cuda" take.
 
     Raises:
         ValueError: If the name is unknown or the device is not there.
@@ -26,6 +26,8 @@ def resolve_device(device: str | torch.device, local_rank: int = 0) -> torch.dev
         if torch.cuda.is_available():
             return torch.device("cuda", local_rank)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if str(device) == "cuda":
+        device = f"cuda:{local_rank}"
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
@@ -56,7 +58,8 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
         )
     if device.type != "cuda":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float16
 
 
 def autocast_for(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:

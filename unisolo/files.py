@@ -39,7 +39,7 @@ def write_atomically(path: Path, write: Callable[[str], Any]) -> None:
         os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
         temporary = None
-    except (OSError, RuntimeError) as error:  # torch and safetensors raise RuntimeError kinds
+    except Exception as error:  # torch and safetensors have kinds of their own for a full disk
         raise OSError(
             f"{path}: could not be written ({error}); free disk space and check the folder's "
             "permissions. The previous file, if any, is unchanged."

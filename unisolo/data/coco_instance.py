@@ -40,6 +40,7 @@ class CocoInstance(Dataset[Sample]):
         image_dir: Folder that `file_name` is relative to.
         transform: From `RawSample` to `Sample`; None = the whole image at its own size.
         max_images: Use only the first images by id; None = all.
+        with_targets: Give samples their targets; False saves the work where only images are wanted.
 
     Attributes:
         categories: Categories of the file. Entries that say `isthing: 0` are left out.
@@ -59,10 +60,12 @@ class CocoInstance(Dataset[Sample]):
         *,
         transform: Transform | None = None,
         max_images: int | None = None,
+        with_targets: bool = True,
     ) -> None:
         self.annotations = Path(annotations)
         self.image_dir = Path(image_dir)
         self.transform = transform
+        self.with_targets = with_targets
         tree = read_coco(self.annotations)
         self.categories = _things(self.annotations, tree)
         images, all_ids = select_images(self.annotations, tree, self.image_dir, max_images)
@@ -95,6 +98,7 @@ class CocoInstance(Dataset[Sample]):
         *,
         transform: Transform | None = None,
         max_images: int | None = None,
+        with_targets: bool = True,
     ) -> CocoInstance:
         """Open a split of a COCO-layout folder.
 
@@ -103,6 +107,7 @@ class CocoInstance(Dataset[Sample]):
             split: Name of the split, e.g. "train2017".
             transform: As for the class.
             max_images: As for the class.
+            with_targets: As for the class.
 
         Raises:
             DatasetError: If something is missing (the message gives the layout expected) or
@@ -110,7 +115,13 @@ class CocoInstance(Dataset[Sample]):
         """
         layout = CocoLayout(Path(root), split)
         layout.require(layout.root, layout.instances, layout.images)
-        return cls(layout.instances, layout.images, transform=transform, max_images=max_images)
+        return cls(
+            layout.instances,
+            layout.images,
+            transform=transform,
+            max_images=max_images,
+            with_targets=with_targets,
+        )
 
     def __len__(self) -> int:
         return len(self._records)
@@ -126,7 +137,8 @@ class CocoInstance(Dataset[Sample]):
         image = read_sized_image(self.image_dir, record, self.annotations)
         size = (record["height"], record["width"])
         meta = ImageMeta(record["id"], record["file_name"], size, size)
-        raw = RawSample(image, meta, self._target(record))
+        target = self._target(record) if self.with_targets else None
+        raw = RawSample(image, meta, target)
         return to_sample(raw) if self.transform is None else self.transform(raw)
 
     def object_sizes(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:

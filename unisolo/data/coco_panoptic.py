@@ -46,6 +46,7 @@ class CocoPanoptic(Dataset[Sample]):
         instances: The instances JSON file of the same images; None = there is none.
         transform: From `RawSample` to `Sample`; None = the whole image at its own size.
         max_images: Use only the first images by id; None = all.
+        with_targets: Give samples their targets; False saves the work where only images are wanted.
 
     Attributes:
         categories: Categories of the file.
@@ -68,12 +69,14 @@ class CocoPanoptic(Dataset[Sample]):
         instances: Path | None = None,
         transform: Transform | None = None,
         max_images: int | None = None,
+        with_targets: bool = True,
     ) -> None:
         self.annotations = Path(annotations)
         self.image_dir = Path(image_dir)
         self.panoptic_dir = Path(panoptic_dir)
         self.instances = instances
         self.transform = transform
+        self.with_targets = with_targets
         tree = read_coco(self.annotations)
         self.categories = self._read_categories(tree["categories"])
         images, all_ids = select_images(self.annotations, tree, self.image_dir, max_images)
@@ -93,6 +96,7 @@ class CocoPanoptic(Dataset[Sample]):
         *,
         transform: Transform | None = None,
         max_images: int | None = None,
+        with_targets: bool = True,
     ) -> CocoPanoptic:
         """Open a split of a COCO-layout folder.
 
@@ -103,6 +107,7 @@ class CocoPanoptic(Dataset[Sample]):
             split: Name of the split, e.g. "train2017".
             transform: As for the class.
             max_images: As for the class.
+            with_targets: As for the class.
 
         Raises:
             DatasetError: If something is missing (the message gives the layout expected) or
@@ -117,6 +122,7 @@ class CocoPanoptic(Dataset[Sample]):
             instances=layout.instances if layout.instances.exists() else None,
             transform=transform,
             max_images=max_images,
+            with_targets=with_targets,
         )
 
     def __len__(self) -> int:
@@ -133,7 +139,8 @@ class CocoPanoptic(Dataset[Sample]):
         image = read_sized_image(self.image_dir, record, self.annotations)
         size = (record["height"], record["width"])
         meta = ImageMeta(record["id"], record["file_name"], size, size)
-        raw = RawSample(image, meta, self._target(record))
+        target = self._target(record) if self.with_targets else None
+        raw = RawSample(image, meta, target)
         return to_sample(raw) if self.transform is None else self.transform(raw)
 
     def object_sizes(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:

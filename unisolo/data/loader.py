@@ -93,7 +93,12 @@ def padded_size_groups(
 
     Yields:
         Groups of 1 to `batch_size` items; full ones as soon as they are full.
+
+    Raises:
+        ValueError: If `batch_size` is less than 1.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     waiting: dict[tuple[int, int], list[Item]] = {}
     for item in items:
         size = padded_size(input_size(item))

@@ -50,8 +50,8 @@ def smooth_noise(
 
 
 _HUES = {"ball": 0.0, "box": 0.6, "triangle": 0.8, "star": 0.13, "ring": 0.45}
-_TYPICAL = 0.85  # share of the things in their kind's colours
-_HUE_SPREAD = 0.05
+_TYPICAL = 0.95  # share of the things in their kind's colours
+_HUE_SPREAD = 0.03
 
 
 def random_color(rng: np.random.Generator, kind: str | None = None) -> FloatArray:
@@ -152,7 +152,9 @@ def paint_object(
     Returns:
         Colours [h, w, 3].
     """
-    second = random_color(rng) if rng.random() < 0.6 else color * np.float32(rng.uniform(0.4, 0.7))
+    second = color * np.float32(rng.uniform(0.4, 0.7))
+    if rng.random() < 0.5:
+        second = random_color(rng, kind)
     mix = _pattern(rng, u, v, radius)[..., None]
     colors = color * (1 - mix) + second * mix
     # Light from the upper left in the object's frame: balls bulge, the others are nearly flat.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Subset
 
+from unisolo.categories import Categories
 from unisolo.checkpoint import model_facts
 from unisolo.data.loader import collate, padded_size_groups
 from unisolo.devices import autocast_for, resolve_precision
@@ -21,7 +22,7 @@ from unisolo.results import Result
 from unisolo.structures import Batch, Sample
 from unisolo.tasks import TaskAdapter
 
-__all__ = ["evaluate", "run_batch"]
+__all__ = ["check_categories", "evaluate", "run_batch"]
 
 
 def run_batch(model: UniSolo, task: TaskAdapter, batch: Batch) -> list[Result]:
@@ -72,6 +73,7 @@ def evaluate(
     Returns:
         Metrics by flat name, in percent, the same on every process.
     """
+    check_categories(dataset.categories, task)
     evaluators: list[Evaluator] = task.make_evaluators(dataset, backend=backend)
     indices = range(world.rank, len(dataset), world.size)
     loader: Iterable[Sample] = DataLoader(
@@ -91,15 +93,38 @@ def evaluate(
     return _finish(evaluators, world, out)
 
 
+def check_categories(found: Categories, task: TaskAdapter) -> None:
+    """Raise a ValueError unless a data set's categories mean what the task's do.
+
+    Ids, names and thing / stuff must agree; colours need not. A task without stuff ignores it.
+    """
+
+    def facts(categories: Categories) -> set[tuple[int, str, bool]]:
+        return {
+            (category.id, category.name, category.isthing)
+            for category in categories
+            if category.isthing or "stuff" in task.requires
+        }
+
+    ours, theirs = facts(task.categories), facts(found)
+    if ours == theirs:
+        return
+    raise ValueError(
+        f"the data set's categories are not the model's: only in the data set "
+        f"{sorted(theirs - ours)[:5]}, only in the model {sorted(ours - theirs)[:5]} "
+        "(id, name, is a thing); evaluate on data of the categories it was trained on"
+    )
+
+
 def _finish(evaluators: Sequence[Evaluator], world: World, out: Path | None) -> dict[str, float]:
     """Join what the processes found, compute, and let the main process write."""
     metrics: dict[str, float] = {}
     for evaluator in evaluators:
         if world.size > 1:
             evaluator.merge(gather_objects(evaluator.state()))
-        metrics.update(evaluator.compute())
         if out is not None and world.is_main:
-            evaluator.save(out)
+            evaluator.save(out)  # first: a failing metric must not lose the predictions
+        metrics.update(evaluator.compute())
     if out is not None and world.is_main:
         write_json(out / "metrics.json", metrics, indent=2)
     return metrics

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from unisolo.files import write_bytes
+
 __all__ = ["RunLogger"]
 
 
@@ -42,6 +44,7 @@ class RunLogger:
         if not active:
             return
         out.mkdir(parents=True, exist_ok=True)
+        _forget_after(out / "log.jsonl", start_step)
         self._file = (out / "log.jsonl").open("a", encoding="utf-8")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -104,6 +107,15 @@ class RunLogger:
         self.log(step, {**values, "seconds_left": left})
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.say(f"step {step}/{self.total_steps}  {shown}  left {_duration(left)}")
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop the rows of steps that a resumed run takes again."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    write_bytes(path, "".join(kept).encode())
 
 
 def _progress_bar() -> Any:

@@ -19,7 +19,7 @@ def scaled_lr(config: TrainConfig) -> float:
 
 
 def build_optimizer(model: UniSolo, config: TrainConfig) -> torch.optim.Optimizer:
-    """Build a timm optimiser; norms and biases take no weight decay.
+    """Build a timm optimiser; norms and biases take weight decay only with `decay_norms`.
 
     Raises:
         ValueError: If timm has no optimiser of that name.
@@ -34,7 +34,11 @@ def build_optimizer(model: UniSolo, config: TrainConfig) -> torch.optim.Optimize
             if parameter.requires_grad and name.startswith("backbone.") == bool(prefix)
         ]
         for decay in (True, False):
-            chosen = [parameter for _, parameter in parts if (parameter.ndim > 1) == decay]
+            chosen = [
+                parameter
+                for _, parameter in parts
+                if (parameter.ndim > 1 or config.decay_norms) == decay
+            ]
             if chosen:
                 groups.append(
                     {
@@ -72,8 +76,12 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps:
     }
     if config.schedule == "cosine":
         return CosineLRScheduler(optimizer, t_initial=steps, lr_min=lr * 0.01, **shared)
-    milestones = [round(fraction * steps) for fraction in config.milestones]
-    return MultiStepLRScheduler(optimizer, decay_t=milestones, decay_rate=0.1, **shared)
+    # timm counts milestones from the end of the warm-up unless told not to, and compares them with
+    # the number of the coming step: hence the flag and the 1.
+    milestones = [round(fraction * steps) + 1 for fraction in config.milestones]
+    return MultiStepLRScheduler(
+        optimizer, decay_t=milestones, decay_rate=0.1, warmup_prefix=False, **shared
+    )
 
 
 def build_ema(model: nn.Module, config: TrainConfig) -> Any | None:

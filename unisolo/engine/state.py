@@ -22,6 +22,20 @@ __all__ = ["load_state", "random_state", "restore_random_state", "save_state"]
 
 FORMAT_VERSION = 1
 
+MAY_CHANGE = (
+    "data.root",
+    "data.workers",
+    "model.backbone_weights",
+    "model.pretrained",
+    "train.checkpoint_every",
+    "train.device",
+    "train.eval_every",
+    "train.log_every",
+    "train.out",
+    "train.tensorboard",
+)
+"""Settings that a resumed run may have otherwise: they do not change its course."""
+
 
 def save_state(
     path: Path, *, step: int, config: Config, categories: Categories, parts: dict[str, Any]
@@ -45,15 +59,18 @@ def save_state(
     write_atomically(path, lambda temporary: torch.save(state, temporary))
 
 
-def load_state(path: Path, categories: Categories) -> dict[str, Any]:
+def load_state(path: Path, config: Config, categories: Categories) -> dict[str, Any]:
     """Read a training state.
 
     Args:
         path: A file written by `save_state`.
+        config: Configuration the run is to go on with; only what cannot change its course may
+            differ from the saved one (`MAY_CHANGE`).
         categories: Categories of the data set the run goes on with.
 
     Raises:
-        CheckpointError: If the file is missing, damaged, or of another data set.
+        CheckpointError: If the file is missing, damaged, of another data set, or of a run with
+            other settings; the message lists them.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: nothing to resume from; start the run without --resume")
@@ -71,7 +88,29 @@ def load_state(path: Path, categories: Categories) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: the run was started with other categories than the data set has now"
         )
+    saved, current = _flat(state["config"]), _flat(config_to_dict(config))
+    changed = [
+        f"{key}={current.get(key)!r} (was {saved.get(key)!r})"
+        for key in sorted(saved.keys() | current.keys())
+        if saved.get(key) != current.get(key) and not key.startswith(MAY_CHANGE)
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{path}: a run goes on with the settings it was started with, but these differ: "
+            f"{', '.join(changed)}; leave them, or start a new run in another train.out"
+        )
     return state
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted keys."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def random_state() -> dict[str, Any]:

@@ -10,6 +10,8 @@ train(config)
 from __future__ import annotations
 
 import math
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -28,7 +30,7 @@ from unisolo.config import Config, ConfigError, config_to_dict
 from unisolo.data.loader import build_loader
 from unisolo.devices import autocast_for, resolve_precision
 from unisolo.engine.distributed import World, join_world, mean_over_world
-from unisolo.engine.evaluate import evaluate
+from unisolo.engine.evaluate import check_categories, evaluate
 from unisolo.engine.logger import RunLogger
 from unisolo.engine.optim import build_ema, build_optimizer, build_schedule, scaled_lr
 from unisolo.engine.report import coverage_line, object_sides
@@ -90,10 +92,10 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
 
     Args:
         config: The run. `train.out` receives `config.yaml`, `log.jsonl`, `tensorboard/`, `last.pt`
-            (to resume), `model.safetensors` (to use), `best.safetensors` where several evaluations
-            were made, and `metrics.json`.
-        resume: Go on from `last.pt` in `train.out`.
-        overwrite: Start anew in a folder that holds a run.
+            (to resume), `model.safetensors` (to use), `best.safetensors` with `eval_every`, and
+            `evaluation/` with `metrics.json` and the predictions.
+        resume: Go on from `last.pt` in `train.out`, with the settings the run was started with.
+        overwrite: Start anew in a folder that holds a run; what that run wrote is removed.
 
     Returns:
         The summary; also on processes other than the main one.
@@ -115,6 +117,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
         task_class = get_task(config.task)
         train_set = build_dataset(config, split="train")
         val_set = build_dataset(config, split="val")
+        if len(val_set) == 0:
+            raise ConfigError(f"the split data.val_split={config.data.val_split!r} has no images")
         missing = task_class.requires - train_set.provides
         if missing:
             raise ConfigError(
@@ -124,9 +128,15 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
         sides = object_sides(train_set, config)
         grid = build_grid(config, sides)
         config = with_grid(config, grid)
-        run = _prepare(config, world, task_class(train_set.categories), len(train_set))
-        if resume:
-            _restore(run, out / "last.pt")
+        task = task_class(train_set.categories)
+        check_categories(val_set.categories, task)
+        task.make_evaluators(val_set)  # broken annotations are told now, not after the training
+        state = load_state(out / "last.pt", config, task.categories) if resume else None
+        run = _prepare(config, world, task, len(train_set), load_backbone=not resume)
+        if state is not None:
+            _restore(run, state)
+        elif world.is_main:
+            _remove_run(out)
         with RunLogger(
             out,
             total_steps=run.total_steps,
@@ -140,7 +150,17 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
         return TrainSummary(out / "model.safetensors", run.step, run.seconds, metrics)
 
 
-def _prepare(config: Config, world: World, task: TaskAdapter, num_images: int) -> _Run:
+def _remove_run(out: Path) -> None:
+    """Remove what an earlier run wrote, and only that: the folder may hold the user's data."""
+    for name in ("last.pt", "best.safetensors", "model.safetensors", "log.jsonl"):
+        (out / name).unlink(missing_ok=True)
+    for name in ("tensorboard", "evaluation"):
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
+def _prepare(
+    config: Config, world: World, task: TaskAdapter, num_images: int, *, load_backbone: bool
+) -> _Run:
     """Build model, optimiser, schedule, scaler and averaged weights."""
     settings = config.train
     share = world.size * settings.accumulate
@@ -154,7 +174,7 @@ def _prepare(config: Config, world: World, task: TaskAdapter, num_images: int) -
         if settings.epochs is None:
             raise ConfigError("give train.epochs or train.steps")
         steps = max(1, round(settings.epochs * num_images / settings.batch_size))
-    model = build_model(config, task.categories).to(world.device)
+    model = build_model(config, task.categories, load_backbone=load_backbone).to(world.device)
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)
     forward: nn.Module = model
@@ -238,8 +258,10 @@ def _loop(run: _Run, train_set: Any, val_set: Any, log: RunLogger) -> dict[str, 
         if run.step % settings.checkpoint_every == 0 or run.step == run.total_steps:
             _save(run)
         if settings.eval_every and run.step % settings.eval_every == 0:
+            begin = time.monotonic()
             metrics, evaluated = _evaluate(run, val_set, log), run.step
-            since = time.monotonic()
+            _save(run)  # the best score is part of the state
+            since += time.monotonic() - begin
     if evaluated != run.step:
         metrics = _evaluate(run, val_set, log)
     return metrics
@@ -285,6 +307,11 @@ def train_step(
     run.scaler.unscale_(run.optimizer)
     limit = settings.clip_norm if settings.clip_norm > 0 else math.inf
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), limit)
+    if not run.scaler.is_enabled() and not math.isfinite(float(norm)):
+        raise FloatingPointError(
+            f"the gradient is not finite at step {run.step + 1} although the losses are; lower "
+            "train.lr, or train in another train.precision. The last saved state is unchanged."
+        )
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.schedule.step_update(run.step + 1)
@@ -343,6 +370,12 @@ def _evaluate(run: _Run, dataset: Any, log: RunLogger) -> dict[str, float]:
     shipped = run.averaged
     mode = shipped.training
     shipped.eval()
+    if run.world.size > 1:
+        # Every process has seen other images, so running statistics differ: score what is shipped.
+        for buffer in shipped.buffers():
+            torch.distributed.broadcast(buffer, 0)
+    if run.world.is_main:
+        save_model(run.model, settings.out / "model.safetensors", state_dict=shipped.state_dict())
     begin = time.monotonic()
     metrics = evaluate(
         shipped,
@@ -350,7 +383,7 @@ def _evaluate(run: _Run, dataset: Any, log: RunLogger) -> dict[str, float]:
         task=run.task,
         world=run.world,
         precision=settings.precision,
-        batch_size=max(1, settings.batch_size // run.world.size),
+        batch_size=settings.batch_size // (run.world.size * settings.accumulate),
         workers=run.config.data.workers,
         out=settings.out / "evaluation",
     )
@@ -358,11 +391,10 @@ def _evaluate(run: _Run, dataset: Any, log: RunLogger) -> dict[str, float]:
     log.log(run.step, metrics)
     brief = "  ".join(f"{name} {metrics[name]:.1f}" for name in _headline(metrics))
     log.say(f"evaluation at step {run.step}: {brief}  ({time.monotonic() - begin:.0f} s)")
-    if run.world.is_main:
-        save_model(run.model, settings.out / "model.safetensors", state_dict=shipped.state_dict())
-        score = metrics[_headline(metrics)[0]]
-        if score > run.best and run.config.train.eval_every:
-            run.best = score
+    score = metrics[_headline(metrics)[0]]
+    if settings.eval_every and score > run.best:
+        run.best = score
+        if run.world.is_main:
             path = settings.out / "best.safetensors"
             save_model(run.model, path, state_dict=shipped.state_dict())
     return metrics
@@ -395,12 +427,13 @@ def _save(run: _Run) -> None:
     )
 
 
-def _restore(run: _Run, path: Path) -> None:
-    state = load_state(path, run.task.categories)
+def _restore(run: _Run, state: dict[str, Any]) -> None:
+    """Put a run back to where its saved state was taken."""
     run.model.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
-    run.scaler.load_state_dict(state["scaler"])
-    if run.ema is not None and state["ema"] is not None:
+    if state["scaler"] and run.scaler.is_enabled():  # a resume may be on another kind of device
+        run.scaler.load_state_dict(state["scaler"])
+    if run.ema is not None:
         run.ema.module.load_state_dict(state["ema"])
     run.step = state["step"]
     run.seconds = state["seconds"]
@@ -413,9 +446,10 @@ def _memory_gib(device: torch.device) -> float:
     """Peak memory so far: of the GPU, or of this process on CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    import resource
-    import sys
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # ru_maxrss counts bytes on macOS and KiB elsewhere.
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

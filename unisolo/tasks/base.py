@@ -1,4 +1,4 @@
-"""What a task is: heads it adds, losses, results and evaluators; six members and nothing else.
+"""What a task is: the heads it adds, its losses, its results and its evaluators.
 
 The trainer, the model and the predictor know tasks only by this class, so a fourth task is one file
 with one subclass and one line in `unisolo.tasks.TASKS`.
