@@ -48,7 +48,7 @@ def test_round_trip_through_plain_values() -> None:
         ("data.augment.zzzzz=1", "valid keys: sizes"),
         ("train.lr=fast", "train.lr"),
         ("train.batch_size=0", "train.batch_size"),
-        ("task=panoptics", "task"),
+        ("train.milestones=[9, 11]", "fractions of the run"),
         ("data.augment.scale_jitter=[2, 1]", "scale_jitter"),
         ("train.lr", "key.sub=value"),
         ("train.lr=[1", "not valid YAML"),

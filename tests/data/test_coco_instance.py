@@ -108,17 +108,27 @@ def test_degenerate_first_part_is_not_taken_for_a_box(tiny: TinyCoco) -> None:
     np.testing.assert_array_equal((target.object_map == 6).any(0), rectangle(3, 3, 7, 6))
 
 
-def test_object_sizes(tiny: TinyCoco) -> None:
-    sizes, image_sizes = CocoInstance.from_root(tiny.root, SPLIT).object_sizes()
+def test_object_boxes(tiny: TinyCoco) -> None:
+    dataset = CocoInstance.from_root(tiny.root, SPLIT)
+    found = dataset.object_boxes()
     expected = sorted(
-        (entry["bbox"][3], entry["bbox"][2])
+        (entry["image_id"], [x, y, x + width, y + height])
         for entry in tiny.instances["annotations"]
+        for x, y, width, height in [entry["bbox"]]
         if not entry["iscrowd"]
     )
-    assert sorted(map(tuple, sizes.tolist())) == expected
-    assert image_sizes.shape == sizes.shape and image_sizes.dtype == np.int64
-    none = CocoInstance.from_root(tiny.root, SPLIT, max_images=1).object_sizes()
-    assert none[0].shape == none[1].shape == (0, 2)
+    ids = [dataset.image_ids[number] for number in found.image_numbers]
+    assert sorted(zip(ids, found.boxes.tolist(), strict=True)) == expected
+    assert found.image_sizes.shape == (len(expected), 2)
+    none = CocoInstance.from_root(tiny.root, SPLIT, max_images=1).object_boxes()
+    assert none.boxes.shape == (0, 4) and none.image_sizes.shape == (0, 2)
+
+
+def test_samples_without_targets(tiny: TinyCoco) -> None:
+    plain = CocoInstance.from_root(tiny.root, SPLIT)
+    bare = CocoInstance.from_root(tiny.root, SPLIT, with_targets=False)
+    assert bare[1].target is None
+    np.testing.assert_array_equal(bare[1].image, plain[1].image)
 
 
 def test_ground_truth_is_the_file_where_it_can_be(tiny: TinyCoco) -> None:

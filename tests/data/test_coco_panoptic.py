@@ -127,16 +127,21 @@ def test_segment_without_pixels_is_passed_over(tiny: TinyCoco) -> None:
     assert after.labels.tolist() == before.labels.tolist()
 
 
-def test_object_sizes_leave_crowd_and_stuff_out(tiny: TinyCoco) -> None:
-    sizes, image_sizes = CocoPanoptic.from_root(tiny.root, SPLIT).object_sizes()
+def test_object_boxes_leave_crowd_and_stuff_out(tiny: TinyCoco) -> None:
+    dataset = CocoPanoptic.from_root(tiny.root, SPLIT)
+    found = dataset.object_boxes()
     expected = sorted(
-        (info["bbox"][3], info["bbox"][2])
+        (annotation["image_id"], [x, y, x + width, y + height])
         for annotation in tiny.panoptic["annotations"]
         for info in annotation["segments_info"]
+        for x, y, width, height in [info["bbox"]]
         if info["category_id"] in LABELS and not info["iscrowd"]
     )
-    assert sizes.dtype == np.float32 and sorted(map(tuple, sizes.tolist())) == expected
-    assert image_sizes.tolist() == [[HEIGHT, WIDTH]] * len(expected)
+    ids = [dataset.image_ids[number] for number in found.image_numbers]
+    assert sorted(zip(ids, found.boxes.tolist(), strict=True)) == expected
+    assert found.image_sizes.tolist() == [[HEIGHT, WIDTH]] * len(expected)
+    bare = CocoPanoptic.from_root(tiny.root, SPLIT, with_targets=False)
+    assert bare[1].target is None
 
 
 def test_ground_truth_is_restricted_to_the_images_in_use(tiny: TinyCoco) -> None:

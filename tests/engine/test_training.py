@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_model import tiny_config
 
-from unisolo import Config, load_model
+from unisolo import Categories, Category, Config, load_model
 from unisolo.build import build_dataset
 from unisolo.checkpoint import CheckpointError
 from unisolo.config import ConfigError
@@ -110,6 +110,52 @@ def test_resuming_needs_a_run_of_the_same_data(shapes: Path, tmp_path: Path) -> 
         train(config, resume=True)
 
 
+def test_a_resumed_run_keeps_its_settings(shapes: Path, tmp_path: Path) -> None:
+    train(config_for(shapes, tmp_path, "train.steps=1"))
+    changed = config_for(shapes, tmp_path, "train.steps=1", "train.batch_size=4", "train.lr=0.5")
+    with pytest.raises(CheckpointError, match=r"train\.batch_size=4 \(was 2\), train\.lr=0\.5"):
+        train(changed, resume=True)
+    # What cannot change the course may change.
+    train(config_for(shapes, tmp_path, "train.steps=1", "train.log_every=7"), resume=True)
+
+
+def test_starting_anew_removes_the_old_run_and_nothing_else(shapes: Path, tmp_path: Path) -> None:
+    train(config_for(shapes, tmp_path, "train.eval_every=1"))
+    (tmp_path / "notes.txt").write_text("mine")
+    assert (tmp_path / "best.safetensors").exists()
+    train(config_for(shapes, tmp_path, "train.steps=1"), overwrite=True)
+    assert not (tmp_path / "best.safetensors").exists()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert [row["step"] for row in log_rows(tmp_path) if "loss" in row] == [1]
+
+
+def test_data_of_other_categories_is_refused(shapes: Path, tmp_path: Path) -> None:
+    config = config_for(shapes, tmp_path, "train.steps=1")
+    model = load_model(train(config).checkpoint)
+    dataset = build_dataset(config, split="val")
+    other = Categories([Category(category.id + 1, category.name) for category in model.categories])
+    with pytest.raises(ValueError, match="only in the model"):
+        evaluate(
+            model,
+            dataset,
+            task=TASKS["instance"](other),
+            world=World(rank=0, size=1, device=torch.device("cpu")),
+        )
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self, outputs, *args, **kwargs):  # type: ignore[no-untyped-def]
+        # The value is finite; the derivative of a root at 0 is not.
+        root = (outputs.mask_features.sum() * 0).sqrt()
+        return {"loss_category": outputs.category_logits.sum() * 0 + root}
+
+    monkeypatch.setattr(TASKS["panoptic"], "losses", broken)
+    with pytest.raises(FloatingPointError, match="gradient is not finite at step 1"):
+        train(config_for(shapes, tmp_path))
+
+
 def test_a_loss_that_is_not_finite_names_itself_and_the_images(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +175,8 @@ def test_settings_that_do_not_fit_are_errors(shapes: Path, tmp_path: Path) -> No
         "train.device=cuda:77": "device 'cuda:77' cannot be used",
         "data.dataset=coco_instance": "needs .'stuff'",
         "data.train_split=nothing": "nothing",
+        "data.dataset=cocoa": "unknown data.dataset",
+        "task=semantic": "unknown task",
     }
     for number, (override, words) in enumerate(cases.items()):
         with pytest.raises(ValueError, match=f"(?s){words}"):

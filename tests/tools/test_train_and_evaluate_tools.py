@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,29 @@ def test_mistakes_get_a_sentence_and_no_trace(work: Path, arguments: list[str], 
     assert done.returncode == 2
     assert words in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_a_broken_image_is_one_sentence_also_from_a_worker(work: Path) -> None:
+    shutil.copytree(work / "data", work / "broken")
+    victim = sorted((work / "broken" / "train2017").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:200])
+    for workers in (0, 1):
+        done = tool(
+            "train.py", "--config", work / "recipe.yaml", "--data", work / "broken",
+            "--out", work / f"broken{workers}", f"data.workers={workers}", "train.steps=4",
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        assert victim.name in done.stderr
+
+
+def test_a_setting_that_changes_nothing_is_refused(work: Path) -> None:
+    done = tool(
+        "evaluate.py", "--checkpoint", work / "run" / "model.safetensors",
+        "--data", work / "data", "train.lr=1",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "changes nothing in an evaluation" in done.stderr
 
 
 def test_evaluating_a_file_that_is_none(work: Path) -> None:

@@ -22,7 +22,7 @@ from unisolo.data.coco_files import (
     read_sized_image,
     select_images,
 )
-from unisolo.data.raw import RawSample, RawTarget, Transform, to_sample
+from unisolo.data.raw import ObjectBoxes, RawSample, RawTarget, Transform, to_sample
 from unisolo.structures import ImageMeta, Sample
 
 __all__ = ["CocoInstance", "read_instances"]
@@ -82,13 +82,14 @@ class CocoInstance(Dataset[Sample]):
                 "train a mask model"
             )
         self._records = PackedRecords(records)
-        boxes = [
-            [box[3], box[2], image["height"], image["width"]]
-            for image in images
-            for entry in groups[image["id"]]
-            if not entry.get("iscrowd") and (box := _positive_box(entry))
-        ]
-        self._object_sizes = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+        self._object_boxes = ObjectBoxes.from_rows(
+            [
+                [*box, image["height"], image["width"], number]
+                for number, image in enumerate(images)
+                for entry in groups[image["id"]]
+                if not entry.get("iscrowd") and (box := _positive_box(entry))
+            ]
+        )
 
     @classmethod
     def from_root(
@@ -141,14 +142,9 @@ class CocoInstance(Dataset[Sample]):
         raw = RawSample(image, meta, target)
         return to_sample(raw) if self.transform is None else self.transform(raw)
 
-    def object_sizes(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Sizes of all objects by the file's boxes, without reading an image.
-
-        Returns:
-            [N, 2] float32 (height, width) of each non-crowd box in pixels of its image, and
-            [N, 2] int64 (H, W) of the images.
-        """
-        return self._object_sizes[:, :2], self._object_sizes[:, 2:].astype(np.int64)
+    def object_boxes(self) -> ObjectBoxes:
+        """Boxes of all objects by the file, without reading an image; crowd left out."""
+        return self._object_boxes
 
     def coco_ground_truth(self) -> dict[str, Any]:
         """Return the file's content for the images in use, as COCO evaluators take it."""

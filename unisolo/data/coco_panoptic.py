@@ -24,7 +24,7 @@ from unisolo.data.coco_files import (
     select_images,
 )
 from unisolo.data.coco_instance import read_instances
-from unisolo.data.raw import MAX_OBJECTS, RawSample, RawTarget, Transform, to_sample
+from unisolo.data.raw import MAX_OBJECTS, ObjectBoxes, RawSample, RawTarget, Transform, to_sample
 from unisolo.data.segmentation import encode
 from unisolo.structures import STUFF_IGNORE, ImageMeta, Sample
 
@@ -82,11 +82,12 @@ class CocoPanoptic(Dataset[Sample]):
         images, all_ids = select_images(self.annotations, tree, self.image_dir, max_images)
         self.image_ids = tuple(int(image["id"]) for image in images)
         groups = group_by_image(self.annotations, tree["annotations"], all_ids)
-        sizes: list[list[float]] = []
+        boxes: list[list[float]] = []
         self._records = PackedRecords(
-            self._record(image, groups[image["id"]], sizes) for image in images
+            self._record(image, groups[image["id"]], number, boxes)
+            for number, image in enumerate(images)
         )
-        self._object_sizes = np.array(sizes, dtype=np.float32).reshape(-1, 4)
+        self._object_boxes = ObjectBoxes.from_rows(boxes)
 
     @classmethod
     def from_root(
@@ -143,14 +144,9 @@ class CocoPanoptic(Dataset[Sample]):
         raw = RawSample(image, meta, target)
         return to_sample(raw) if self.transform is None else self.transform(raw)
 
-    def object_sizes(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Sizes of all objects by the file's boxes, without reading an image.
-
-        Returns:
-            [N, 2] float32 (height, width) of each non-crowd thing's box in pixels of its image,
-            and [N, 2] int64 (H, W) of the images.
-        """
-        return self._object_sizes[:, :2], self._object_sizes[:, 2:].astype(np.int64)
+    def object_boxes(self) -> ObjectBoxes:
+        """Boxes of all objects by the file, without reading an image; crowd left out."""
+        return self._object_boxes
 
     def coco_ground_truth(self) -> dict[str, Any]:
         """Return ground truth of the images in use as COCO instance evaluators take it.
@@ -202,9 +198,10 @@ class CocoPanoptic(Dataset[Sample]):
         self,
         image: Mapping[str, Any],
         entries: list[Mapping[str, Any]],
-        sizes: list[list[float]],
+        number: int,
+        boxes: list[list[float]],
     ) -> dict[str, Any]:
-        """The index entry of one image; appends the sizes of its objects to `sizes`."""
+        """The index entry of one image; appends its objects' boxes to `boxes`."""
         where = f"{self.annotations}: image id {image['id']} ({image['file_name']})"
         if len(entries) != 1:
             raise DatasetError(
@@ -235,7 +232,7 @@ class CocoPanoptic(Dataset[Sample]):
             segments[segment_id] = [segment_id, label, crowd]
             box = segment.get("bbox")
             if label < self.categories.num_things and not crowd and box and min(box[2:]) > 0:
-                sizes.append([box[3], box[2], image["height"], image["width"]])
+                boxes.append([*box, image["height"], image["width"], number])
         if len(segments) > MAX_OBJECTS:
             raise DatasetError(f"{where} has more than {MAX_OBJECTS} segments")
         return {**image, "png": png, "segments": [segments[key] for key in sorted(segments)]}

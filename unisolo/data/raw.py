@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from unisolo.structures import ImageMeta, Sample, Target
 __all__ = [
     "MAX_OBJECTS",
     "Int16Map",
+    "ObjectBoxes",
     "RawSample",
     "RawTarget",
     "Transform",
@@ -27,6 +28,31 @@ MAX_OBJECTS = 32767
 """Objects an image may have: their numbers are painted in int16 maps."""
 
 Int16Map: TypeAlias = npt.NDArray[np.int16]
+
+
+class ObjectBoxes(NamedTuple):
+    """Boxes of all objects of a data set, as its files give them; crowd is not among them.
+
+    Attributes:
+        boxes: [N, 4] float32 xyxy, half-open, pixels of the image file.
+        image_sizes: [N, 2] int64, (H, W) of each object's image.
+        image_numbers: [N] int64, the sample each object is in, rising.
+    """
+
+    boxes: npt.NDArray[np.float32]
+    image_sizes: npt.NDArray[np.int64]
+    image_numbers: npt.NDArray[np.int64]
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Sequence[float]]) -> ObjectBoxes:
+        """Make the arrays of rows (x, y, width, height, H, W, image number)."""
+        table = np.array(rows, dtype=np.float64).reshape(-1, 7)
+        corners = np.concatenate([table[:, :2], table[:, :2] + table[:, 2:4]], axis=1)
+        return cls(
+            corners.astype(np.float32),
+            table[:, 4:6].astype(np.int64),
+            table[:, 6].astype(np.int64),
+        )
 
 
 @dataclass(frozen=True)

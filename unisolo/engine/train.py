@@ -125,8 +125,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
                 f"task '{config.task}' needs {sorted(missing)}; data set "
                 f"'{type(train_set).__name__}' provides {sorted(train_set.provides)}"
             )
-        sides = object_sides(train_set, config)
-        grid = build_grid(config, sides)
+        grid = build_grid(config, object_sides(train_set, config))
         config = with_grid(config, grid)
         task = task_class(train_set.categories)
         check_categories(val_set.categories, task)
@@ -145,7 +144,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
             tensorboard=config.train.tensorboard,
         ) as log:
             _introduce(run, train_set, val_set, log)
-            log.say(coverage_line(sides, grid))
+            log.say(coverage_line(train_set, config, grid))
             metrics = _loop(run, train_set, val_set, log)
         return TrainSummary(out / "model.safetensors", run.step, run.seconds, metrics)
 
