@@ -24,10 +24,10 @@ $(VENV)/.dev: $(VENV)/.base
 	touch $@
 
 quickstart: $(VENV)/.base
-	$(RUN) tools/make_shapes.py $(QUICKSTART)/data --train 800 --val 100 --size 160
+	$(RUN) tools/make_shapes.py $(QUICKSTART)/data --train 1000 --val 100 --size 192
 	$(RUN) tools/train.py --task panoptic --config configs/quickstart.yaml \
 	  --data $(QUICKSTART)/data --out $(QUICKSTART) --overwrite
-	$(RUN) tools/predict.py $(QUICKSTART)/data/val2017 --limit 12 \
+	$(RUN) tools/predict.py $(QUICKSTART)/data/val2017 --limit 12 --scale 2 \
 	  --checkpoint $(QUICKSTART)/model.safetensors --out $(QUICKSTART)/pictures
 
 lint: $(VENV)/.dev
@@ -36,10 +36,10 @@ lint: $(VENV)/.dev
 	$(RUN) -m mypy
 
 test: lint
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow" -n 2
 
 test-all: lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2
 
 clean:
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

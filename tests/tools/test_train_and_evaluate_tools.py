@@ -75,8 +75,9 @@ def test_a_task_can_be_chosen_for_a_panoptic_checkpoint(work: Path) -> None:
     ],
 )
 def test_mistakes_get_a_sentence_and_no_trace(work: Path, arguments: list[str], words: str) -> None:
+    out = work / ("new" if arguments else "run")
     given = [
-        "--config", work / "recipe.yaml", "--data", work / "data", "--out", work / "run",
+        "--config", work / "recipe.yaml", "--data", work / "data", "--out", out,
     ]  # fmt: skip
     done = tool("train.py", *given, *arguments)
     assert done.returncode == 2

@@ -81,9 +81,9 @@ def draw_scene(
     if things:
         if crowd:
             add_crowd(rng, canvas)
-        if rng.random() < 0.35:
+        if rng.random() < 0.3:
             add_row(rng, canvas)
-        for _ in range(int(rng.integers(1, 8))):
+        for _ in range(int(rng.integers(1, 6))):
             add_single(rng, canvas)
     index_map, segments = _merge(canvas, stuff)
     border = ((frame, frame), (frame, frame))

@@ -178,11 +178,11 @@ def _random_shape(rng: np.random.Generator, kind: str, x: float, y: float, radiu
 
 
 def _random_radius(rng: np.random.Generator, side: int) -> float:
-    """Half of a size from tiny to half the image, mostly about a fifth of it."""
-    if rng.random() < 0.06:
+    """Half of a size from tiny to half the image, mostly about a third of it."""
+    if rng.random() < 0.05:
         size = rng.uniform(0.042, 0.09)
     else:
-        size = float(np.clip(rng.lognormal(math.log(0.24), 0.4), 0.07, 0.5))
+        size = float(np.clip(rng.lognormal(math.log(0.33), 0.33), 0.07, 0.5))
     return max(_MIN_RADIUS, side * size / 2)
 
 
@@ -202,7 +202,7 @@ def add_row(rng: np.random.Generator, canvas: Canvas) -> None:
     height, width = canvas.size
     side = min(canvas.size)
     kind = KINDS[int(rng.integers(len(KINDS)))]
-    radius = max(_MIN_RADIUS, side * rng.uniform(0.055, 0.1))
+    radius = max(_MIN_RADIUS, side * rng.uniform(0.08, 0.14))
     color = random_color(rng, kind) if rng.random() < 0.5 else None
     x, y = width * rng.uniform(0.15, 0.5), height * rng.uniform(0.2, 0.85)
     slope = rng.uniform(-0.5, 0.5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from unisolo.models.layers import ConvNormAct, init_normal
+from unisolo.models.layers import ConvNormAct
 
 __all__ = ["StuffHead"]
 
@@ -15,7 +15,9 @@ class StuffHead(nn.Module):
     Why so little: SOLOv2's mask branch up to its sum (every pyramid level through convolutions and
     x 2 upsamplings to stride 4, then added) has the very structure of Panoptic FPN's semantic
     branch (arXiv 1901.02446, section 3), so sharing that trunk gives stuff for almost nothing. The
-    3 x 3 convolution lets the two uses part.
+    3 x 3 convolution lets the two uses part. Its weights start at torch's scale, not at the 0.01 of
+    SOLOv2's branches: from there Adam needs hundreds of steps to grow logits that tell 50
+    categories apart.
 
     Args:
         in_channels: Channels of the trunk.
@@ -27,7 +29,6 @@ class StuffHead(nn.Module):
         super().__init__()
         self.conv = ConvNormAct(in_channels, channels)
         self.out = nn.Conv2d(channels, num_stuff + 1, 1)
-        init_normal(self)
 
     def forward(self, pyramid: list[Tensor], trunk: Tensor) -> Tensor:
         """Predict stuff.
