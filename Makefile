@@ -29,6 +29,8 @@ quickstart: $(VENV)/.base
 	  --data $(QUICKSTART)/data --out $(QUICKSTART) --overwrite
 	$(RUN) tools/predict.py $(QUICKSTART)/data/val2017 --limit 12 --scale 2 \
 	  --checkpoint $(QUICKSTART)/model.safetensors --out $(QUICKSTART)/pictures
+	$(RUN) tools/compare.py --checkpoint $(QUICKSTART)/model.safetensors \
+	  --data $(QUICKSTART)/data --out $(QUICKSTART)/comparison.jpg
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check .

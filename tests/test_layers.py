@@ -18,7 +18,7 @@ LEVELS = [
     {"build"},
     {"checkpoint"},
     {"engine", "predictor"},
-    {"predict_files"},
+    {"predict_files", "compare"},
     {"cli"},
 ]
 LEVEL = {unit: number for number, units in enumerate(LEVELS) for unit in units}

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-__all__ = ["app", "evaluate", "predict", "train"]
+__all__ = ["app", "compare", "evaluate", "predict", "train"]
 
 app = typer.Typer(
     name="unisolo",
@@ -209,6 +209,33 @@ def predict(
         typer.secho(f"skipped: {sentence}", fg="yellow", err=True)
     if report.broken:
         raise typer.Exit(1)
+
+
+@app.command()
+@_friendly
+def compare(
+    checkpoint: Annotated[Path, typer.Option(help="A panoptic model.safetensors.")],
+    data: Annotated[Path, typer.Option(help="COCO-layout folder with panoptic annotations.")],
+    out: Annotated[Path, typer.Option(help="The picture to write, .jpg or .png.")],
+    split: Annotated[str, typer.Option(help="Which part of the data.")] = "val2017",
+    limit: Annotated[int, typer.Option(min=1, help="How many images.")] = 6,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    debug: DebugOption = False,
+) -> None:
+    """Draw image, ground truth and prediction side by side on one sheet.
+
+    Example: compare.py --checkpoint C --data DIR --out sheet.jpg
+    """
+    from unisolo.compare import comparison_sheet
+    from unisolo.data import CocoPanoptic
+    from unisolo.files import write_atomically
+    from unisolo.predictor import Predictor
+
+    dataset = CocoPanoptic.from_root(data, split)
+    predictor = Predictor(checkpoint, task="panoptic", device=device)
+    sheet = comparison_sheet(predictor, dataset, limit=limit)
+    write_atomically(out, lambda temporary: sheet.save(temporary, quality=90))
+    typer.echo(f"image, ground truth, prediction: {out}")
 
 
 def _check_overrides(overrides: Iterable[str]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from tiny_model import VALUES
 
 from unisolo.data.shapes import generate_shapes
@@ -52,6 +53,24 @@ def test_evaluate_writes_numbers_and_predictions(work: Path) -> None:
     assert {"panoptic/PQ", "segm/AP", "bbox/AP50"} <= set(metrics)
     trained = json.loads((work / "run" / "evaluation" / "metrics.json").read_text())
     assert metrics == trained
+
+
+def test_compare_draws_three_pictures_an_image(work: Path) -> None:
+    done = tool(
+        "compare.py", "--checkpoint", work / "run" / "model.safetensors",
+        "--data", work / "data", "--out", work / "sheet.jpg", "--limit", 2,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with Image.open(work / "sheet.jpg") as sheet:
+        assert sheet.size[0] > 6 * 360
+        assert sheet.size[1] > 360
+    wrong = tool(
+        "compare.py", "--checkpoint", work / "run" / "model.safetensors",
+        "--data", work / "nowhere", "--out", work / "sheet2.jpg",
+    )  # fmt: skip
+    assert wrong.returncode == 2
+    assert "nowhere" in wrong.stderr
+    assert not (work / "sheet2.jpg").exists()
 
 
 def test_a_task_can_be_chosen_for_a_panoptic_checkpoint(work: Path) -> None:
