@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_coco import SPLIT, write_tiny_coco
 from torch.utils.data import Dataset
 
 from unisolo.data import CocoPanoptic
-from unisolo.data.loader import build_loader, collate, padded_size
+from unisolo.data.loader import build_loader, collate, padded_size, padded_size_groups
 from unisolo.data.transforms import EvalTransform, TrainTransform
 from unisolo.structures import STUFF_IGNORE, ImageMeta, Sample, Target
 
@@ -196,3 +198,20 @@ def test_targets_do_not_grow_with_the_number_of_objects() -> None:
         t.numel() * t.element_size() for t in (padded.object_map, padded.boxes, padded.labels)
     )
     assert size < 3 * side * side * 2 + count * 24
+
+
+@given(st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), max_size=30), st.integers(1, 4))
+def test_groups_hold_one_padded_size_and_lose_nothing(
+    sizes: list[tuple[int, int]], batch_size: int
+) -> None:
+    items = list(enumerate(sizes))
+    groups = list(padded_size_groups(items, batch_size, lambda item: item[1]))
+    assert sorted(item for group in groups for item in group) == items
+    for group in groups:
+        assert 1 <= len(group) <= batch_size
+        assert len({padded_size(size) for _, size in group}) == 1
+
+
+def test_groups_need_a_size() -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        list(padded_size_groups([(1, 1)], 0, lambda item: item))
