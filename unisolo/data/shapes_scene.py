@@ -81,7 +81,7 @@ def draw_scene(
     if things:
         if crowd:
             add_crowd(rng, canvas)
-        if rng.random() < 0.3:
+        if rng.random() < 0.25:
             add_row(rng, canvas)
         for _ in range(int(rng.integers(1, 6))):
             add_single(rng, canvas)

@@ -179,10 +179,10 @@ def _random_shape(rng: np.random.Generator, kind: str, x: float, y: float, radiu
 
 def _random_radius(rng: np.random.Generator, side: int) -> float:
     """Half of a size from tiny to half the image, mostly about a third of it."""
-    if rng.random() < 0.05:
+    if rng.random() < 0.04:
         size = rng.uniform(0.042, 0.09)
     else:
-        size = float(np.clip(rng.lognormal(math.log(0.33), 0.33), 0.07, 0.5))
+        size = float(np.clip(rng.lognormal(math.log(0.36), 0.32), 0.07, 0.5))
     return max(_MIN_RADIUS, side * size / 2)
 
 
