@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from PIL import Image
 
-from unisolo.data.coco_panoptic import CocoPanoptic
+from unisolo.data.coco_panoptic import CocoPanoptic, read_segment_ids
 from unisolo.data.images import read_image
 from unisolo.predictor import Predictor
 from unisolo.visualize import draw_grid, draw_panoptic, draw_result
@@ -36,18 +34,19 @@ def comparison_sheet(
         ValueError: If an image or a PNG cannot be read, or the task is not panoptic.
     """
     truth = dataset.panoptic_ground_truth()
-    names = {entry["id"]: entry["file_name"] for entry in truth["images"]}
+    records = {entry["id"]: entry for entry in truth["images"]}
     annotations = truth["annotations"]
     chosen = np.linspace(0, len(annotations) - 1, min(limit, len(annotations))).round().astype(int)
     pictures: list[Image.Image] = []
     for number in chosen:
         annotation = annotations[number]
-        image = read_image(dataset.image_dir / names[annotation["image_id"]])
+        record = records[annotation["image_id"]]
+        image = read_image(dataset.image_dir / record["file_name"])
         scale = max(1, -(-_PIXELS_WIDE // image.shape[1]))
         result = predictor.predict(image)
         if result.panoptic_seg is None:
             raise ValueError("a comparison needs the panoptic task: give --task panoptic")
-        ids = _read_ids(dataset.panoptic_dir / annotation["file_name"])
+        ids = read_segment_ids(dataset.panoptic_dir / annotation["file_name"], record)
         plain = Image.fromarray(image)
         size = (image.shape[1] * scale, image.shape[0] * scale)
         pictures += [
@@ -56,9 +55,3 @@ def comparison_sheet(
             draw_result(image, result, scale=scale),
         ]
     return draw_grid(pictures, columns=3 * columns)
-
-
-def _read_ids(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    with Image.open(path) as file:
-        colors = np.asarray(file.convert("RGB")).astype(np.int64)
-    return np.asarray(colors @ np.array([1, 256, 65536]), dtype=np.int64)

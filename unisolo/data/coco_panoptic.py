@@ -28,7 +28,7 @@ from unisolo.data.raw import MAX_OBJECTS, ObjectBoxes, RawSample, RawTarget, Tra
 from unisolo.data.segmentation import encode
 from unisolo.structures import STUFF_IGNORE, ImageMeta, Sample
 
-__all__ = ["CocoPanoptic"]
+__all__ = ["CocoPanoptic", "read_segment_ids"]
 
 
 class CocoPanoptic(Dataset[Sample]):
@@ -240,7 +240,7 @@ class CocoPanoptic(Dataset[Sample]):
     def _segment_map(self, record: Mapping[str, Any]) -> npt.NDArray[np.int64]:
         """[H, W]: 0 = void, n + 1 = n-th of `record["segments"]` (which are sorted by id)."""
         path = path_inside(self.panoptic_dir, record["png"], str(self.annotations))
-        ids = _read_ids(path, record)
+        ids = read_segment_ids(path, record)
         known = np.array([0, *(segment[0] for segment in record["segments"])], dtype=np.int32)
         segment_map = np.searchsorted(known, ids)
         found = known[np.minimum(segment_map, len(known) - 1)] == ids
@@ -288,8 +288,19 @@ class CocoPanoptic(Dataset[Sample]):
             }
 
 
-def _read_ids(path: Path, record: Mapping[str, Any]) -> npt.NDArray[np.int32]:
-    """[H, W] segment ids of a panoptic PNG."""
+def read_segment_ids(path: Path, record: Mapping[str, Any]) -> npt.NDArray[np.int32]:
+    """Read the segment ids of a panoptic PNG.
+
+    Args:
+        path: The PNG; id = R + 256 G + 65536 B, 0 is void.
+        record: `id`, `height` and `width` of its image.
+
+    Returns:
+        [H, W] int32.
+
+    Raises:
+        DatasetError: If the file is missing, damaged, not RGB, or of another size than its image.
+    """
     if not path.is_file():
         raise DatasetError(
             f"{path}: no such panoptic PNG, but image id {record['id']} names it; "
