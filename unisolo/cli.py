@@ -50,7 +50,7 @@ def _friendly(command: Command) -> Command:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
             return command(*args, **kwargs)
-        except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        except (ValueError, OSError, ImportError, FloatingPointError, MemoryError) as error:
             if kwargs.get("debug"):
                 raise
             typer.secho(f"error: {_sentence(error)}", fg="red", err=True)
@@ -81,20 +81,42 @@ def train(
     config: Annotated[Path | None, typer.Option(help="YAML recipe, see configs/.")] = None,
     data: Annotated[Path | None, typer.Option(help="COCO-layout folder (data.root).")] = None,
     out: Annotated[Path | None, typer.Option(help="Results folder (train.out).")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT/last.pt.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
+    auto_resume: Annotated[
+        bool, typer.Option("--auto-resume", help="Go on if OUT holds a run, else start one.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT's run.")] = False,
+    replay: Annotated[
+        Path | None, typer.Option(help="Look into a step that was not finite: nonfinite_step*.pt.")
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
     """Train a model on COCO-format data and evaluate it.
 
+    SIGTERM, SIGUSR1 and Ctrl-C end the run after the step in hand, its state saved: exit code 75,
+    after Ctrl-C 130. A second Ctrl-C quits at once.
+
     Example: train.py --task panoptic --config configs/quickstart.yaml --data runs/shapes
     """
-    from unisolo.config import load_config
+    from unisolo.config import ConfigError, load_config
+    from unisolo.engine.nonfinite import replay as run_replay
+    from unisolo.engine.stop import TrainingStopped
     from unisolo.engine.train import train as run_training
 
+    if sum((resume, auto_resume, overwrite)) > 1:
+        raise ConfigError("give one of --resume, --auto-resume and --overwrite")
+    if replay is not None:
+        raise typer.Exit(0 if run_replay(replay, typer.echo) else 1)
     values = _given(task=task, data={"root": data}, train={"out": out})
     settings = load_config(config, overrides or (), values=values)
-    summary = run_training(settings, resume=resume, overwrite=overwrite)
+    try:
+        summary = run_training(
+            settings, resume="auto" if auto_resume else resume, overwrite=overwrite
+        )
+    except TrainingStopped as stopped:
+        if _is_main_process():
+            typer.secho(str(stopped), fg="yellow", err=True)
+        raise typer.Exit(stopped.exit_code) from None
     if _is_main_process():
         _print_metrics(summary.metrics)
         typer.echo(

@@ -141,9 +141,23 @@ class TrainConfig(_Section):
     """Overrides of the task's weights, e.g. {loss_stuff: 0.5}."""
     one_object_per_cell: bool = True
     """Train each kernel on one mask; false = the reference's two masks on a shared cell."""
+    max_positives: int = Field(default=2000, ge=1)
+    """Most (cell, object) pairs per image whose masks are trained; more are thinned out evenly."""
+    sync_bn: bool = False
+    """Batch norms over all processes (CUDA only); they then see the global batch."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits every time; slower on a GPU."""
+    on_nonfinite: Literal["raise", "skip"] = "raise"
+    """A NaN or infinite loss or gradient: stop, or leave the step out. Either way the batch is
+    written to a file for `--replay`."""
+    max_nonfinite: int = Field(default=10, ge=1)
+    """With "skip": a run that leaves out more steps than this stops."""
     eval_every: int = Field(default=0, ge=0)
     """Evaluate every n steps; 0 = at the end only."""
     checkpoint_every: int = Field(default=1000, ge=1)
+    """Save the training state every n steps."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Training states kept; with 2 or more a damaged one is no loss."""
     log_every: int = Field(default=20, ge=1)
     seed: int = 0
     channels_last: bool = True
@@ -205,7 +219,7 @@ class InferenceConfig(_Section):
             "panoptic_overlap_threshold",
             "stuff_area_threshold",
         }
-        return self.model_dump(include=names)
+        return {**self.model_dump(include=names), "selection": self.select_arguments()}
 
 
 class Config(_Section):

@@ -39,6 +39,7 @@ def write_atomically(path: Path, write: Callable[[str], Any]) -> None:
         os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
         temporary = None
+        _sync_folder(path.parent)
     except Exception as error:  # torch and safetensors have kinds of their own for a full disk
         raise OSError(
             f"{path}: could not be written ({error}); free disk space and check the folder's "
@@ -85,3 +86,13 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return value
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut, where the system can sync folders (Windows cannot)."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -16,6 +16,7 @@ from unisolo.config import ConfigError
 from unisolo.data.shapes import generate_shapes
 from unisolo.engine.distributed import World
 from unisolo.engine.evaluate import evaluate
+from unisolo.engine.state import StateFolder, read_state
 from unisolo.engine.train import train
 from unisolo.tasks import TASKS
 
@@ -52,7 +53,7 @@ def test_a_run_leaves_a_usable_model_and_its_numbers(
     names = {"loss", "loss_category", "loss_mask", "lr", "images_per_second", "grad_norm"}
     assert names | set(TASKS[task].loss_weights) <= set(first)
     assert (tmp_path / "config.yaml").is_file()
-    assert (tmp_path / "last.pt").is_file()
+    assert (tmp_path / "checkpoints" / "step_00000002.pt").is_file()
 
 
 def test_resuming_gives_the_run_that_was_not_interrupted(shapes: Path, tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_resuming_gives_the_run_that_was_not_interrupted(shapes: Path, tmp_path:
     stop_after(half, 2)
     train(half, resume=True)
     whole, resumed = (
-        torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "half")
+        read_state(StateFolder(tmp_path / name).paths()[0]) for name in ("whole", "half")
     )
     assert resumed["step"] == whole["step"] == 4
     for part in ("model", "ema"):
@@ -93,10 +94,11 @@ def stop_after(config: Config, steps: int) -> None:
 def test_a_finished_folder_is_not_overwritten_by_accident(shapes: Path, tmp_path: Path) -> None:
     config = config_for(shapes, tmp_path, "train.steps=1")
     train(config)
-    before = (tmp_path / "last.pt").read_bytes()
+    (state,) = StateFolder(tmp_path).paths()
+    before = state.read_bytes()
     with pytest.raises(ConfigError, match="--resume"):
         train(config)
-    assert (tmp_path / "last.pt").read_bytes() == before
+    assert state.read_bytes() == before
     train(config, overwrite=True)
 
 
@@ -104,8 +106,8 @@ def test_resuming_needs_a_run_of_the_same_data(shapes: Path, tmp_path: Path) -> 
     config = config_for(shapes, tmp_path / "out")
     with pytest.raises(CheckpointError, match="nothing to resume from"):
         train(config, resume=True)
-    (tmp_path / "out").mkdir(exist_ok=True)
-    (tmp_path / "out" / "last.pt").write_bytes(b"not a checkpoint")
+    (tmp_path / "out" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "out" / "checkpoints" / "step_00000002.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError, match="damaged or not a training state"):
         train(config, resume=True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any, TypeAlias, TypeVar, cast
@@ -118,15 +120,17 @@ def build_loader(
     drop_last: bool = False,
     sampler: Iterable[int] | None = None,
     first_position: int = 0,
+    position_step: int = 1,
     pin_memory: bool = False,
 ) -> DataLoader[Batch]:
     """Make a loader of batches.
 
     Order and random transforms follow from `seed`, the pass over the data, the position in it and
     the image: two loaders with one seed give the same batches, with any number of workers, and
-    every pass (and every process of a distributed run, whose sampler picks other images) differs.
-    The process's own random state is neither used nor changed. A run that resumes in the middle
-    says so by `first_position`, and sees the crops that it would have seen uninterrupted.
+    every pass differs. The process's own random state is neither used nor changed. A run that
+    resumes in the middle says so by `first_position`, and sees the crops that it would have seen
+    uninterrupted; the processes of a distributed run, which take every n-th image of one order,
+    say so by `position_step` and together see the crops that one process would have seen.
 
     Args:
         dataset: Maps an index to a `Sample`.
@@ -137,6 +141,7 @@ def build_loader(
         drop_last: Leave out a last, smaller batch; a data set smaller than one batch is kept.
         sampler: Indices in the order wanted (e.g. a `DistributedSampler`), instead of `shuffle`.
         first_position: Position in the pass of the sampler's first index.
+        position_step: Distance in the pass of the sampler's indices.
         pin_memory: Copy batches to page-locked memory (for a GPU).
 
     Returns:
@@ -156,7 +161,7 @@ def build_loader(
             if shuffle
             else SequentialSampler(range(count))
         )
-    keyed = _KeyedSampler(sampler, seed, first_position)
+    keyed = _KeyedSampler(sampler, seed, first_position, position_step)
     length = len(sampler) if isinstance(sampler, Sized) else batch_size
     return DataLoader(
         cast("Dataset[Batch]", _KeyedDataset(dataset)),  # samples in, batches out of collate
@@ -176,15 +181,19 @@ def build_loader(
 class _KeyedSampler(Sampler[_Key]):
     """Gives each index with the numbers its randomness follows from."""
 
-    def __init__(self, sampler: Iterable[int], seed: int, first_position: int) -> None:
+    def __init__(
+        self, sampler: Iterable[int], seed: int, first_position: int, position_step: int
+    ) -> None:
         self._sampler = sampler
         self._first_position = first_position
+        self._position_step = position_step
         self._seed = seed % 2**64
         self._passes = 0
 
     def __iter__(self) -> Iterator[_Key]:
         number, self._passes = self._passes, self._passes + 1
-        for position, index in enumerate(self._sampler, self._first_position):
+        positions = itertools.count(self._first_position, self._position_step)
+        for position, index in zip(positions, self._sampler, strict=False):
             yield self._seed, number, position, int(index)
 
     def __len__(self) -> int:
@@ -212,7 +221,15 @@ class _KeyedDataset(Dataset[Sample]):
 
 
 def _start_worker(worker: int) -> None:
-    """Keep OpenCV to one thread: its thread pool does not survive a fork."""
+    """Leave signals to the parent, and keep OpenCV to one thread.
+
+    A terminal sends Ctrl-C to workers too, and a scheduler its warning: the parent decides what
+    they mean and still needs its workers for the step in hand. OpenCV's thread pool does not
+    survive a fork.
+    """
+    for name in ("SIGINT", "SIGUSR1"):  # Windows has no SIGUSR1
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     cv2: Any = sys.modules.get("cv2")
     if cv2 is not None:
         cv2.setNumThreads(0)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,7 +14,10 @@ import torch.distributed as dist
 
 from unisolo.devices import resolve_device
 
-__all__ = ["World", "gather_objects", "join_world", "mean_over_world"]
+__all__ = ["World", "join_world", "restart_count"]
+
+_PATIENCE = timedelta(minutes=60)
+"""How long a process waits for the others: evaluation and saving take one longer than another."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,43 @@ class World:
         """Whether this process writes logs and files."""
         return self.rank == 0
 
+    def gather(self, value: Any) -> list[Any]:
+        """Return every process's picklable value, in rank order, on every process."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_main(self, value: Any) -> Any:
+        """Return the main process's picklable value on every process."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def total(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the sum over processes of each scalar, on `device`; in float64 if several."""
+        if self.size == 1:
+            return list(values)
+        packed = torch.stack([value.detach().to(self.device, torch.float64) for value in values])
+        dist.all_reduce(packed)
+        return list(packed)
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Return, for each flag, whether it is set on any process; the same answer on all."""
+        if self.size == 1:
+            return flags
+        packed = torch.tensor(flags, dtype=torch.int32, device=self.device)
+        dist.all_reduce(packed, op=dist.ReduceOp.MAX)
+        return tuple(bool(flag) for flag in packed.tolist())
+
+
+def restart_count() -> int:
+    """How often torchrun has restarted this job's processes (`--max-restarts`); 0 at first."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
 
 @contextmanager
 def join_world(device: str = "auto") -> Iterator[World]:
@@ -55,27 +96,8 @@ def join_world(device: str = "auto") -> Iterator[World]:
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield World(rank=rank, size=size, device=chosen)
     finally:
         dist.destroy_process_group()
-
-
-def gather_objects(value: Any) -> list[Any]:
-    """Return every process's picklable value, in rank order, on every process."""
-    if not dist.is_initialized():
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def mean_over_world(values: dict[str, float], device: torch.device) -> dict[str, float]:
-    """Return the mean over processes of each number; names must agree on all of them."""
-    if not dist.is_initialized():
-        return values
-    packed = torch.tensor([values[name] for name in sorted(values)], device=device)
-    dist.all_reduce(packed)
-    packed /= dist.get_world_size()
-    return dict(zip(sorted(values), packed.tolist(), strict=True))

@@ -13,7 +13,7 @@ from unisolo.categories import Categories
 from unisolo.checkpoint import model_facts
 from unisolo.data.loader import collate, padded_size_groups
 from unisolo.devices import autocast_for, resolve_precision
-from unisolo.engine.distributed import World, gather_objects
+from unisolo.engine.distributed import World
 from unisolo.evaluation.base import Evaluator
 from unisolo.files import write_json
 from unisolo.models import UniSolo
@@ -117,11 +117,16 @@ def check_categories(found: Categories, task: TaskAdapter) -> None:
 
 
 def _finish(evaluators: Sequence[Evaluator], world: World, out: Path | None) -> dict[str, float]:
-    """Join what the processes found, compute, and let the main process write."""
+    """Join what the processes found, compute, and let the main process write.
+
+    `metrics.json` goes first and comes last: a folder that has one is whole.
+    """
     metrics: dict[str, float] = {}
+    if out is not None and world.is_main:
+        (out / "metrics.json").unlink(missing_ok=True)
     for evaluator in evaluators:
         if world.size > 1:
-            evaluator.merge(gather_objects(evaluator.state()))
+            evaluator.merge(world.gather(evaluator.state()))
         if out is not None and world.is_main:
             evaluator.save(out)  # first: a failing metric must not lose the predictions
         metrics.update(evaluator.compute())

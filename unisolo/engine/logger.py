@@ -22,6 +22,7 @@ class RunLogger:
         out: Folder for `log.jsonl` and `tensorboard/`.
         total_steps: Length of the run.
         start_step: Steps done before (resumed runs).
+        evaluated: Step of the last evaluation done before; -1 = none.
         active: Whether this process writes.
         tensorboard: Whether to write TensorBoard event files as well.
     """
@@ -32,6 +33,7 @@ class RunLogger:
         *,
         total_steps: int,
         start_step: int = 0,
+        evaluated: int = -1,
         active: bool = True,
         tensorboard: bool = True,
     ) -> None:
@@ -44,8 +46,8 @@ class RunLogger:
         if not active:
             return
         out.mkdir(parents=True, exist_ok=True)
-        _forget_after(out / "log.jsonl", start_step)
-        self._file = (out / "log.jsonl").open("a", encoding="utf-8")
+        self._path = out / "log.jsonl"
+        _forget_after(self._path, start_step, evaluated)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -70,7 +72,6 @@ class RunLogger:
             self._progress.stop()
         if self._writer is not None:
             self._writer.close()
-        self._file.close()
 
     def say(self, text: str) -> None:
         """Print a line, above the progress bar where there is one."""
@@ -91,8 +92,11 @@ class RunLogger:
         if not self.active:
             return
         row = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **row}) + "\n")
-        self._file.flush()
+        # Opened for each row: if someone removes the folder of a running training, the next row
+        # makes it again, and the next state is saved in it.
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **row}) + "\n")
         if self._writer is not None:
             for name, value in values.items():
                 tag = name if "/" in name else f"train/{name}"
@@ -109,12 +113,19 @@ class RunLogger:
         self.say(f"step {step}/{self.total_steps}  {shown}  left {_duration(left)}")
 
 
-def _forget_after(path: Path, step: int) -> None:
-    """Drop the rows of steps that a resumed run takes again."""
+def _forget_after(path: Path, step: int, evaluated: int) -> None:
+    """Drop the rows that a resumed run writes again, and a row that a kill cut off."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        last = step if "loss" in row else evaluated  # rows of steps, rows of evaluations
+        if row["step"] <= last:
+            kept.append(line if line.endswith("\n") else line + "\n")
     write_bytes(path, "".join(kept).encode())
 
 

@@ -1,12 +1,16 @@
 """The training state: all that a run needs to go on where it stopped.
 
-Kept apart from the deployable file. It is read with `weights_only=True`, so nothing in it is
-executed.
+States are numbered files in `<out>/checkpoints/`. Each appears whole or not at all, the newest few
+are kept, and one that is damaged all the same is passed over for the one before. They are read
+with `weights_only=True`, so nothing in them is executed; the deployable file is a separate one.
 """
 
 from __future__ import annotations
 
 import random
+import re
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,72 +22,158 @@ from unisolo.checkpoint import CheckpointError
 from unisolo.config import Config, config_to_dict
 from unisolo.files import write_atomically
 
-__all__ = ["load_state", "random_state", "restore_random_state", "save_state"]
+__all__ = ["StateFolder", "check_state", "random_state", "read_state", "restore_random_state"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 MAY_CHANGE = (
     "data.root",
     "data.workers",
+    "inference.",
     "model.backbone_weights",
     "model.pretrained",
     "train.checkpoint_every",
     "train.device",
     "train.eval_every",
+    "train.keep_checkpoints",
     "train.log_every",
+    "train.max_nonfinite",
+    "train.on_nonfinite",
     "train.out",
     "train.tensorboard",
 )
 """Settings that a resumed run may have otherwise: they do not change its course."""
 
 
-def save_state(
-    path: Path, *, step: int, config: Config, categories: Categories, parts: dict[str, Any]
-) -> None:
-    """Write the training state; the file appears whole or not at all.
+class StateFolder:
+    """The numbered states of one run.
 
     Args:
-        path: Where to, e.g. `<out>/last.pt`.
-        step: Optimiser steps done.
-        config: The run's configuration.
-        categories: The data set's categories.
-        parts: State dicts by name (model, optimizer, ema, scaler, random, ...).
+        out: The run's folder; states go to `checkpoints/` in it.
+        keep: How many of the newest states stay.
     """
-    state = {
-        "format_version": FORMAT_VERSION,
-        "step": step,
-        "config": config_to_dict(config),
-        "categories": categories.to_coco(),
-        **parts,
-    }
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+    def __init__(self, out: Path, *, keep: int = 2) -> None:
+        self.folder = out / "checkpoints"
+        self.keep = keep
+
+    def paths(self) -> list[Path]:
+        """The states there are, newest first; unfinished files do not count."""
+        found = [path for path in self.folder.glob("step_*.pt") if _step_of(path) is not None]
+        return sorted(found, key=lambda path: _step_of(path) or 0, reverse=True)
+
+    def save(
+        self, *, step: int, config: Config, categories: Categories, parts: dict[str, Any]
+    ) -> Path:
+        """Write a state; then remove the oldest beyond `keep`.
+
+        Args:
+            step: Optimiser steps done.
+            config: The run's configuration.
+            categories: The data set's categories.
+            parts: State dicts by name (model, optimizer, ema, scaler, random, ...).
+
+        Raises:
+            OSError: If the file cannot be written; the states there were are untouched.
+        """
+        path = self.folder / f"step_{step:08d}.pt"
+        state = {
+            "format_version": FORMAT_VERSION,
+            "step": step,
+            "config": config_to_dict(config),
+            "categories": categories.to_coco(),
+            **parts,
+        }
+        write_atomically(path, lambda temporary: torch.save(state, temporary))
+        for old in self.paths()[self.keep :]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def newest(self, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
+        """Read the newest state that is whole.
+
+        Args:
+            say: Told a sentence for each damaged state that is passed over.
+
+        Raises:
+            CheckpointError: If there is no state, or none that can be read.
+        """
+        paths = self.paths()
+        if not paths:
+            raise CheckpointError(
+                f"{self.folder}: nothing to resume from; start the run without --resume"
+            )
+        problems = []
+        for path in paths:
+            try:
+                state = read_state(path)
+            except CheckpointError as error:
+                problems.append(str(error))
+                continue
+            for problem in problems:
+                say(f"{problem}; going on from {path.name} instead")
+            return path, state
+        raise CheckpointError(
+            f"none of the {len(paths)} training states can be read: {'; '.join(problems)}; start "
+            "the run anew with --overwrite"
+        )
+
+    def remove_unfinished(self) -> None:
+        """Remove temporary files that a killed process left."""
+        for path in self.folder.glob(".step_*"):
+            path.unlink(missing_ok=True)
 
 
-def load_state(path: Path, config: Config, categories: Categories) -> dict[str, Any]:
-    """Read a training state.
+def _step_of(path: Path) -> int | None:
+    match = re.fullmatch(r"step_(\d+)\.pt", path.name)
+    return int(match[1]) if match else None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read and verify one training state.
 
     Args:
-        path: A file written by `save_state`.
+        path: A file written by `StateFolder.save`.
+
+    Raises:
+        CheckpointError: If the file is missing, torn or corrupted, not a training state, or of
+            another version.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such training state")
+    try:
+        # torch does not look at the checksums in its own files; zipfile does.
+        with zipfile.ZipFile(path) as file:
+            broken = file.testzip()
+        if broken is not None:
+            raise ValueError(f"checksum of {broken} is wrong")
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        version = state["format_version"]
+        complete = isinstance(state["step"], int) and isinstance(state["config"], dict)
+    # Each layer (zip, pickle, torch) has errors of its own for a damaged file.
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: damaged or not a training state ({reason})") from None
+    if version != FORMAT_VERSION or not complete:
+        raise CheckpointError(
+            f"{path}: training state version {version!r}; this package reads {FORMAT_VERSION}"
+        )
+    return state
+
+
+def check_state(path: Path, state: dict[str, Any], config: Config, categories: Categories) -> None:
+    """Refuse to go on with other data or settings than the run was started with.
+
+    Args:
+        path: Where the state was read, for the message.
+        state: From `read_state`.
         config: Configuration the run is to go on with; only what cannot change its course may
             differ from the saved one (`MAY_CHANGE`).
         categories: Categories of the data set the run goes on with.
 
     Raises:
-        CheckpointError: If the file is missing, damaged, of another data set, or of a run with
-            other settings; the message lists them.
+        CheckpointError: If they differ; the message lists what does.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: nothing to resume from; start the run without --resume")
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        version = state["format_version"]
-    except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: damaged or not a training state ({reason})") from None
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: training state version {version}; this package reads {FORMAT_VERSION}"
-        )
     if Categories.from_coco(state["categories"]) != categories:
         raise CheckpointError(
             f"{path}: the run was started with other categories than the data set has now"
@@ -99,7 +189,6 @@ def load_state(path: Path, config: Config, categories: Categories) -> dict[str, 
             f"{path}: a run goes on with the settings it was started with, but these differ: "
             f"{', '.join(changed)}; leave them, or start a new run in another train.out"
         )
-    return state
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

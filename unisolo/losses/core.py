@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,10 @@ from unisolo.losses.assign import one_object_per_cell as keep_one_object_per_cel
 from unisolo.losses.functional import dice_loss, sigmoid_focal_loss
 from unisolo.structures import GridSpec, Outputs, Target
 
-__all__ = ["solo_losses"]
+__all__ = ["MAX_POSITIVES", "loss_counts", "solo_losses"]
+
+MAX_POSITIVES = 2000
+"""Default of the most (cell, object) pairs whose masks one image trains."""
 
 _MASK_STRIDE = 4
 
@@ -33,6 +36,8 @@ def solo_losses(
     grid: GridSpec,
     *,
     one_object_per_cell: bool = True,
+    max_positives: int = MAX_POSITIVES,
+    counts: Mapping[str, Tensor] | None = None,
     max_pixels: int = 2**24,
 ) -> dict[str, Tensor]:
     """Return the unweighted losses of the category, kernel and mask-feature branches.
@@ -45,6 +50,9 @@ def solo_losses(
         grid: The model's grids.
         one_object_per_cell: Train each kernel on one mask. False = the reference: a shared cell is
             trained on every object that claims it.
+        max_positives: Pairs per image whose masks are trained; more are thinned out evenly.
+        counts: What the sums are divided by, where the batch is a part of a larger one (see
+            `loss_counts`); None = this batch's own counts.
         max_pixels: Mask pixels (cells x pixels at stride 4) that are held in float32 at a time.
 
     Returns:
@@ -59,17 +67,78 @@ def solo_losses(
     height, width = outputs.mask_features.shape[-2:]
     image_size = (_MASK_STRIDE * height, _MASK_STRIDE * width)
     _check_shapes(outputs, targets, grid, image_size)
+    assignments = _assign(targets, grid, image_size, one_object_per_cell)
+    thinned = [_thinned(assignment, max_positives) for assignment in assignments]
+    if counts is None:
+        counts = _counts(assignments, thinned, grid)
+    category = _category_loss_sum(outputs.category_logits, targets, assignments, grid)
+    masks = _mask_loss_sum(outputs, targets, thinned, max_pixels)
+    return {
+        "loss_category": category / (counts["loss_category"] + 1),
+        "loss_mask": masks / counts["loss_mask"].clamp(min=1),
+    }
+
+
+def loss_counts(
+    targets: Sequence[Target],
+    grid: GridSpec,
+    image_size: tuple[int, int],
+    *,
+    one_object_per_cell: bool = True,
+    max_positives: int = MAX_POSITIVES,
+) -> dict[str, Tensor]:
+    """Return what each loss of `solo_losses` is divided by, from the targets alone.
+
+    A batch that is split over processes or into accumulated parts trains as the whole one would
+    only if every part is divided by the whole batch's counts: a mean of the parts' means would
+    give an object in an almost empty part more weight.
+
+    Args:
+        targets: B targets, maps padded to `image_size`.
+        grid: The model's grids.
+        image_size: (H, W) of the padded batch.
+        one_object_per_cell: As for `solo_losses`.
+        max_positives: As for `solo_losses`.
+
+    Returns:
+        "loss_category": positive cells; "loss_mask": (cell, object) pairs. Both int64 scalars.
+    """
+    assignments = _assign(targets, grid, image_size, one_object_per_cell)
+    thinned = [_thinned(assignment, max_positives) for assignment in assignments]
+    return _counts(assignments, thinned, grid)
+
+
+def _assign(
+    targets: Sequence[Target], grid: GridSpec, image_size: tuple[int, int], one_object: bool
+) -> list[Assignment]:
     assignments = []
     for target in targets:
         centers, areas = object_statistics(target.object_map, len(target))
         assignment = assign_grid(target.boxes, centers, areas, grid, image_size)
-        if one_object_per_cell:
+        if one_object:
             assignment = keep_one_object_per_cell(assignment, centers, grid, image_size)
         assignments.append(assignment)
-    return {
-        "loss_category": _category_loss(outputs.category_logits, targets, assignments, grid),
-        "loss_mask": _mask_loss(outputs, targets, assignments, max_pixels),
-    }
+    return assignments
+
+
+def _thinned(assignment: Assignment, at_most: int) -> Assignment:
+    """Keep evenly spaced pairs: they are ordered by level and object, so every object keeps some.
+
+    No random draw, so that a run stays repeatable whatever the number of processes.
+    """
+    total = len(assignment.cells)
+    if total <= at_most:
+        return assignment
+    kept = torch.arange(at_most, device=assignment.cells.device) * total // at_most
+    return Assignment(*(values[kept] for values in assignment))
+
+
+def _counts(
+    assignments: Sequence[Assignment], thinned: Sequence[Assignment], grid: GridSpec
+) -> dict[str, Tensor]:
+    owners = torch.stack([cell_owners(assignment, grid.num_cells) for assignment in assignments])
+    pairs = sum(len(assignment.cells) for assignment in thinned)
+    return {"loss_category": (owners >= 0).sum(), "loss_mask": owners.new_tensor(pairs)}
 
 
 def _check_shapes(
@@ -90,7 +159,7 @@ def _check_shapes(
                 )
 
 
-def _category_loss(
+def _category_loss_sum(
     logits: Tensor, targets: Sequence[Target], assignments: Sequence[Assignment], grid: GridSpec
 ) -> Tensor:
     num_things = logits.shape[-1]
@@ -103,11 +172,10 @@ def _category_loss(
     )
     positive = labels[..., None] == torch.arange(num_things, device=logits.device)
     crowd = torch.stack([crowd_cells(target.crowd_map, grid, num_things) for target in targets])
-    loss = sigmoid_focal_loss(logits, positive).masked_fill(crowd & ~positive, 0)
-    return loss.sum() / ((labels >= 0).sum() + 1)
+    return sigmoid_focal_loss(logits, positive).masked_fill(crowd & ~positive, 0).sum()
 
 
-def _mask_loss(
+def _mask_loss_sum(
     outputs: Outputs,
     targets: Sequence[Target],
     assignments: Sequence[Assignment],
@@ -140,8 +208,7 @@ def _mask_loss(
                     preserve_rng_state=False,
                 )
             )
-    num_pairs = sum(len(assignment.cells) for assignment in assignments)
-    return torch.stack(sums).sum() / max(num_pairs, 1)
+    return torch.stack(sums).sum()
 
 
 def _dice_sum(kernels: Tensor, feature: Tensor, blocks: Tensor, objects: Tensor) -> Tensor:

@@ -10,17 +10,36 @@ from torch import Tensor
 
 from unisolo.structures import STUFF_IGNORE, Target
 
-__all__ = ["stuff_loss"]
+__all__ = ["scored_pixels", "stuff_loss"]
 
 _STRIDE = 4
 
 
-def stuff_loss(stuff_logits: Tensor, targets: Sequence[Target]) -> Tensor:
+def scored_pixels(targets: Sequence[Target], image_size: tuple[int, int]) -> Tensor:
+    """Return the number of pixels of the stride-4 maps that `stuff_loss` averages over, int64.
+
+    Args:
+        targets: B targets, stuff maps padded to `image_size`.
+        image_size: (H, W) of the padded batch.
+
+    Raises:
+        ValueError: If a target has no stuff map or one of another size.
+    """
+    height, width = image_size[0] // _STRIDE, image_size[1] // _STRIDE
+    wanted = torch.stack([_sampled(target, height, width) for target in targets])
+    return (wanted != STUFF_IGNORE).sum()
+
+
+def stuff_loss(
+    stuff_logits: Tensor, targets: Sequence[Target], *, count: Tensor | None = None
+) -> Tensor:
     """Return the mean cross-entropy over the scored pixels of the stride-4 map.
 
     Args:
         stuff_logits: [B, S + 1, h, w], S stuff categories and "any thing" last.
         targets: B targets on the same device, stuff maps padded to (4 h, 4 w).
+        count: What the sum is divided by, where the batch is a part of a larger one; None = its
+            own scored pixels.
 
     Returns:
         Float32 scalar; 0 (with a gradient of 0) when no pixel of the batch is scored.
@@ -36,7 +55,9 @@ def stuff_loss(stuff_logits: Tensor, targets: Sequence[Target]) -> Tensor:
     total = F.cross_entropy(
         stuff_logits.float(), wanted, ignore_index=STUFF_IGNORE, reduction="sum"
     )
-    return total / (wanted != STUFF_IGNORE).sum().clamp(min=1)
+    if count is None:
+        count = (wanted != STUFF_IGNORE).sum()
+    return total / count.clamp(min=1)
 
 
 def _sampled(target: Target, height: int, width: int) -> Tensor:

@@ -7,14 +7,14 @@ with one subclass and one line in `unisolo.tasks.TASKS`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from unisolo.categories import Categories
-from unisolo.losses.core import solo_losses
+from unisolo.losses.core import MAX_POSITIVES, loss_counts, solo_losses
 from unisolo.ops.masks import upsample_masks
 from unisolo.results import Result
 from unisolo.structures import GridSpec, ImageMeta, Instances, Outputs, Target
@@ -68,6 +68,8 @@ class TaskAdapter(ABC):
         grid: GridSpec,
         *,
         one_object_per_cell: bool = True,
+        max_positives: int = MAX_POSITIVES,
+        counts: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Return unweighted scalar losses by name, finite also where a batch holds no object.
 
@@ -76,8 +78,47 @@ class TaskAdapter(ABC):
             targets: One per image, maps padded to the batch's size.
             grid: The model's grids.
             one_object_per_cell: See `unisolo.losses.core.solo_losses`.
+            max_positives: Likewise.
+            counts: From `loss_counts`, summed over all parts of a batch that is split; None = the
+                batch is whole.
         """
-        return solo_losses(outputs, targets, grid, one_object_per_cell=one_object_per_cell)
+        return solo_losses(
+            outputs,
+            targets,
+            grid,
+            one_object_per_cell=one_object_per_cell,
+            max_positives=max_positives,
+            counts=counts,
+        )
+
+    def loss_counts(
+        self,
+        targets: Sequence[Target],
+        grid: GridSpec,
+        image_size: tuple[int, int],
+        *,
+        one_object_per_cell: bool = True,
+        max_positives: int = MAX_POSITIVES,
+    ) -> dict[str, Tensor]:
+        """Return what each loss is divided by, as int64 scalars under the losses' names.
+
+        A task that adds a loss which is a mean adds its count here; see
+        `unisolo.losses.core.loss_counts` for why.
+
+        Args:
+            targets: One per image, maps padded to `image_size`.
+            grid: The model's grids.
+            image_size: (H, W) of the padded batch.
+            one_object_per_cell: As for `losses`.
+            max_positives: As for `losses`.
+        """
+        return loss_counts(
+            targets,
+            grid,
+            image_size,
+            one_object_per_cell=one_object_per_cell,
+            max_positives=max_positives,
+        )
 
     def postprocess(
         self,

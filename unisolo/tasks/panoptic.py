@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from unisolo.categories import Categories, Category
-from unisolo.losses.stuff import stuff_loss
+from unisolo.losses.core import MAX_POSITIVES
+from unisolo.losses.stuff import scored_pixels, stuff_loss
 from unisolo.models.stuff_head import StuffHead
 from unisolo.ops.panoptic import PanopticMerge, merge_panoptic, segment_stuff
 from unisolo.results import Result, Segment
@@ -45,11 +46,44 @@ class PanopticTask(TaskAdapter):
         grid: GridSpec,
         *,
         one_object_per_cell: bool = True,
+        max_positives: int = MAX_POSITIVES,
+        counts: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """See the base class; adds `loss_stuff`."""
-        losses = super().losses(outputs, targets, grid, one_object_per_cell=one_object_per_cell)
-        losses["loss_stuff"] = stuff_loss(outputs.extras["stuff_logits"], targets)
+        losses = super().losses(
+            outputs,
+            targets,
+            grid,
+            one_object_per_cell=one_object_per_cell,
+            max_positives=max_positives,
+            counts=counts,
+        )
+        losses["loss_stuff"] = stuff_loss(
+            outputs.extras["stuff_logits"],
+            targets,
+            count=None if counts is None else counts["loss_stuff"],
+        )
         return losses
+
+    def loss_counts(
+        self,
+        targets: Sequence[Target],
+        grid: GridSpec,
+        image_size: tuple[int, int],
+        *,
+        one_object_per_cell: bool = True,
+        max_positives: int = MAX_POSITIVES,
+    ) -> dict[str, Tensor]:
+        """See the base class; adds the pixels of `loss_stuff`."""
+        counts = super().loss_counts(
+            targets,
+            grid,
+            image_size,
+            one_object_per_cell=one_object_per_cell,
+            max_positives=max_positives,
+        )
+        counts["loss_stuff"] = scored_pixels(targets, image_size)
+        return counts
 
     def postprocess(
         self,

@@ -1,0 +1,97 @@
+"""Training batches, step by step, also past the death of a loader process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from unisolo.config import Config
+from unisolo.data.loader import build_loader
+from unisolo.engine.distributed import World
+from unisolo.engine.sampler import TrainSampler
+from unisolo.structures import Batch
+
+__all__ = ["BatchFeed", "LoaderDied"]
+
+_ATTEMPTS = 3
+
+
+class LoaderDied(OSError):
+    """Loader processes were killed again and again."""
+
+
+class BatchFeed:
+    """Gives the batches of each step; what a step receives follows from its number alone.
+
+    So when a loader process is killed (mostly by the system, for memory), the loader is started
+    again at the same step, and the run goes on as if nothing had happened.
+
+    Args:
+        dataset: The training set.
+        config: The run's configuration.
+        world: This process's place.
+        say: Told a sentence when a loader process was killed.
+    """
+
+    def __init__(
+        self, dataset: Any, config: Config, world: World, say: Callable[[str], None]
+    ) -> None:
+        self._dataset = dataset
+        self._config = config
+        self._world = world
+        self._say = say
+        self._batches: Iterator[Batch] | None = None
+
+    def take(self, step: int) -> list[Batch]:
+        """Return the batches of one step: `train.accumulate` of them.
+
+        Args:
+            step: Steps done before; calls go up by one.
+
+        Raises:
+            LoaderDied: If loader processes were killed `_ATTEMPTS` times in a row.
+            ValueError: If an image or annotation cannot be used; the message names it.
+        """
+        for attempt in range(_ATTEMPTS):
+            try:
+                if self._batches is None:
+                    self._batches = self._open(step)
+                return [next(self._batches) for _ in range(self._config.train.accumulate)]
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                self._batches = None
+                reason = str(error).splitlines()[0]
+                if attempt + 1 < _ATTEMPTS:
+                    self._say(f"a loader process was killed ({reason}); starting it again")
+        raise LoaderDied(
+            f"loader processes were killed {_ATTEMPTS} times at step {step + 1} ({reason}). The "
+            "system does that when memory runs out: lower data.workers or train.batch_size, or "
+            "look into the kernel's log. --resume goes on from the last saved state."
+        )
+
+    def close(self) -> None:
+        """Let the loader processes go."""
+        self._batches = None
+
+    def _open(self, step: int) -> Iterator[Batch]:
+        settings, world = self._config.train, self._world
+        seen = step * settings.batch_size
+        sampler = TrainSampler(
+            len(self._dataset),
+            seed=settings.seed,
+            rank=world.rank,
+            world_size=world.size,
+            start=seen,
+        )
+        loader = build_loader(
+            self._dataset,
+            batch_size=settings.batch_size // (world.size * settings.accumulate),
+            workers=self._config.data.workers,
+            sampler=sampler,
+            seed=settings.seed,
+            first_position=seen + world.rank,
+            position_step=world.size,
+            pin_memory=world.device.type == "cuda",
+        )
+        return iter(loader)
