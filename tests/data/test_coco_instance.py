@@ -31,7 +31,7 @@ from tiny_coco import (
 
 from unisolo.data import DATASETS, CocoInstance
 from unisolo.data.coco_files import DatasetError
-from unisolo.data.segmentation import decode, encode, paint_layers
+from unisolo.data.segmentation import area_and_box, decode, encode, paint_layers
 
 LABELS = {CAT: 0, RARE: 1, DOG: 2}
 
@@ -297,3 +297,17 @@ def test_real_data(shared_data, name: str) -> None:
         expected = np.array([entry["bbox"] for entry in entries]).reshape(-1, 4)
         expected[:, 2:] += expected[:, :2]
         np.testing.assert_array_equal(target.boxes, expected)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_area_and_box_from_the_runs_are_those_of_the_mask(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask = rng.random((int(rng.integers(1, 9)), int(rng.integers(1, 9)))) < rng.choice([0, 0.2, 1])
+    area, (left, top, right, bottom) = area_and_box(plain_rle(mask), *mask.shape)
+    assert area == mask.sum()
+    if area:
+        rows, columns = np.nonzero(mask)
+        assert (top, bottom) == (rows.min(), rows.max() + 1)
+        assert (left, right) == (columns.min(), columns.max() + 1)
+    else:
+        assert (left, top, right, bottom) == (0, 0, 0, 0)

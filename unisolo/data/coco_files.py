@@ -29,7 +29,15 @@ __all__ = [
 
 
 class DatasetError(ValueError):
-    """Data set files that cannot be used; the message names the file, the entry and the fix."""
+    """Data set files that cannot be used; the message names the file, the entry and the fix.
+
+    Attributes:
+        code: What kind of fault, where the doctor tells kinds apart; otherwise empty.
+    """
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True)

@@ -299,12 +299,14 @@ def read_segment_ids(path: Path, record: Mapping[str, Any]) -> npt.NDArray[np.in
         [H, W] int32.
 
     Raises:
-        DatasetError: If the file is missing, damaged, not RGB, or of another size than its image.
+        DatasetError: If the file is missing, damaged, not RGB, or of another size than its image;
+            its `code` says which.
     """
     if not path.is_file():
         raise DatasetError(
             f"{path}: no such panoptic PNG, but image id {record['id']} names it; "
-            "copy it there or remove the image from the JSON file"
+            "copy it there or remove the image from the JSON file",
+            "png-missing",
         )
     try:
         with Image.open(path) as image:
@@ -312,18 +314,21 @@ def read_segment_ids(path: Path, record: Mapping[str, Any]) -> npt.NDArray[np.in
     # Decoders fail in many ways on damaged files; the person needs the name of the file.
     except Exception as error:
         raise DatasetError(
-            f"{path}: damaged panoptic PNG of image id {record['id']} ({error}); copy it again"
+            f"{path}: damaged panoptic PNG of image id {record['id']} ({error}); copy it again",
+            "png-damaged",
         ) from error
     if mode != "RGB":
         raise DatasetError(
             f"{path}: a panoptic PNG must be RGB (id = R + 256 G + 65536 B), this one is {mode}; "
-            "write it again as RGB"
+            "write it again as RGB",
+            "png-mode",
         )
     expected = (record["height"], record["width"])
     if colors.shape[:2] != expected:
         raise DatasetError(
             f"{path}: the panoptic PNG is {colors.shape[0]} x {colors.shape[1]} (height x width) "
-            f"but image id {record['id']} is {expected[0]} x {expected[1]}; write it at that size"
+            f"but image id {record['id']} is {expected[0]} x {expected[1]}; write it at that size",
+            "png-size",
         )
     wide = colors.astype(np.int32)
     return np.asarray(wide[..., 0] + 256 * wide[..., 1] + 65536 * wide[..., 2], dtype=np.int32)

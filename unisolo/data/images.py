@@ -18,7 +18,16 @@ ImageInput: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[np.ui
 
 
 class ImageError(ValueError):
-    """A file that cannot be used as an image; the message names the file and the fix."""
+    """A file that cannot be used as an image; the message names the file and the fix.
+
+    Attributes:
+        code: What kind of fault: "image-missing", "image-empty", "image-damaged",
+            "image-unreadable" (not an image) or "image-pixels" (of a kind or number not taken).
+    """
+
+    def __init__(self, message: str, code: str = "image-pixels") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
@@ -42,14 +51,16 @@ def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
     path = Path(path)
     if not path.is_file():
         kind = "a folder, not an image file" if path.is_dir() else "no such image file"
-        raise ImageError(f"{path}: {kind}; check the path")
+        raise ImageError(f"{path}: {kind}; check the path", "image-missing")
     if path.stat().st_size == 0:
-        raise ImageError(f"{path}: the file is empty (0 bytes); copy or download it again")
+        raise ImageError(
+            f"{path}: the file is empty (0 bytes); copy or download it again", "image-empty"
+        )
     try:
         with Image.open(path) as image:
             return _pil_to_rgb(image)
     except ImageError as error:
-        raise ImageError(f"{path}: {error}") from None
+        raise ImageError(f"{path}: {error}", error.code) from None
     except Image.DecompressionBombError:
         raise ImageError(
             f"{path}: the image has so many pixels that it may be a decompression bomb, so it is "
@@ -57,13 +68,15 @@ def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
         ) from None
     except UnidentifiedImageError:
         raise ImageError(
-            f"{path}: not an image in a format Pillow reads; convert it to JPEG or PNG"
+            f"{path}: not an image in a format Pillow reads; convert it to JPEG or PNG",
+            "image-unreadable",
         ) from None
     # A damaged file makes decoders fail in many ways (OSError, SyntaxError, struct.error, ...);
     # whichever it is, the person needs the name of the file.
     except Exception as error:
         raise ImageError(
-            f"{path}: damaged or truncated image ({error}); copy or download it again"
+            f"{path}: damaged or truncated image ({error}); copy or download it again",
+            "image-damaged",
         ) from error
 
 
