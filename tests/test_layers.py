@@ -10,13 +10,15 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "unisolo"
 
 LEVELS = [
-    {"categories", "structures", "config", "devices", "files", "encoding"},
+    {"reading"},
+    {"categories", "structures", "config", "devices", "files", "encoding", "explain"},
     {"ops"},
     {"results"},
     {"models", "losses", "data", "evaluation", "visualize"},
     {"tasks"},
     {"build"},
     {"checkpoint"},
+    {"thresholds"},
     {"engine", "predictor"},
     {"predict_files", "compare"},
     {"cli"},

@@ -194,9 +194,16 @@ def predict(
     score_threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Instances scored lower are left out.")
     ] = 0.3,
+    candidate_threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Least category probability. Default: the checkpoint's."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
     scale: Annotated[int, typer.Option(min=1, help="Enlarge the overlays N times.")] = 1,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say of each image what every threshold left.")
+    ] = False,
     debug: DebugOption = False,
 ) -> None:
     """Predict images; write overlays, COCO results and, for panoptic, PNG and JSON.
@@ -222,11 +229,19 @@ def predict(
             source,
             out,
             score_threshold=score_threshold,
+            candidate_threshold=candidate_threshold,
             limit=limit,
             scale=scale,
             on_image=lambda done, total: progress.update(bar, completed=done, total=total),
+            on_result=lambda path, result: (
+                typer.echo(f"{path}: {result.explain()}") if explain else None
+            ),
         )
     typer.echo(f"{report.predicted} images, {report.instances} instances: {out}")
+    if report.without:
+        typer.secho(
+            f"{report.without} images without an instance: {report.reason}", fg="yellow", err=True
+        )
     for sentence in report.broken:
         typer.secho(f"skipped: {sentence}", fg="yellow", err=True)
     if report.broken:

@@ -16,8 +16,11 @@ from typing import Any
 from PIL import Image
 
 from unisolo.data.images import ImageError, read_image
+from unisolo.explain import combine
 from unisolo.files import write_bytes, write_json
 from unisolo.predictor import Predictor
+from unisolo.results import Result
+from unisolo.thresholds import Thresholds
 from unisolo.visualize import draw_result
 
 __all__ = ["FilesReport", "find_images", "predict_files"]
@@ -34,11 +37,15 @@ class FilesReport:
         predicted: Number of images done.
         instances: Number of instances found in them.
         broken: A sentence per image that could not be read; it names the file.
+        without: Number of images in which no instance was found.
+        reason: Why, in one sentence for all of these; empty where there are none.
     """
 
     predicted: int
     instances: int
     broken: tuple[str, ...]
+    without: int = 0
+    reason: str = ""
 
 
 def find_images(source: Path, *, without: Path | None = None) -> list[Path]:
@@ -77,9 +84,11 @@ def predict_files(
     out: Path,
     *,
     score_threshold: float = 0.3,
+    candidate_threshold: float | None = None,
     limit: int | None = None,
     scale: int = 1,
     on_image: Callable[[int, int], None] | None = None,
+    on_result: Callable[[Path, Result], None] | None = None,
 ) -> FilesReport:
     """Predict images and write what was found.
 
@@ -98,9 +107,11 @@ def predict_files(
         source: An image or a folder.
         out: Made if absent; files of the same names are replaced.
         score_threshold: Instances with a lower score are left out.
+        candidate_threshold: As for `Predictor.predict`; None = the checkpoint's.
         limit: Only the first images by name.
         scale: Enlarge the overlays by this whole factor.
         on_image: Called with (images done, images in all) after each.
+        on_result: Called with (path, result) of each image that could be read.
 
     Returns:
         The report.
@@ -109,20 +120,27 @@ def predict_files(
         ValueError: If there is no image, or an argument is out of range.
         OSError: If a file cannot be written.
     """
+    thresholds: Thresholds = {}
+    if candidate_threshold is not None:
+        thresholds["candidate_threshold"] = candidate_threshold
     paths = find_images(source, without=out)[:limit]
     root = source if source.is_dir() else source.parent
     names = _output_names([path.relative_to(root) for path in paths])
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     segments: list[dict[str, Any]] = []
-    broken = []
+    broken, without = [], []
     for number, (path, name) in enumerate(zip(paths, names, strict=True), start=1):
         try:
             array = read_image(path)
         except ImageError as error:
             broken.append(str(error))
         else:
-            result = predictor.predict(array, score_threshold=score_threshold)
+            result = predictor.predict(array, score_threshold=score_threshold, **thresholds)
+            if len(result) == 0:
+                without.append(result.explanation)
+            if on_result is not None:
+                on_result(path, result)
             height, width = result.image_size
             file_name = path.relative_to(root).as_posix()
             images.append({"id": number, "file_name": file_name, "height": height, "width": width})
@@ -140,7 +158,9 @@ def predict_files(
     write_json(out / "predictions.json", {**tables, "annotations": annotations})
     if segments:
         write_json(out / "panoptic.json", {**tables, "annotations": segments})
-    return FilesReport(len(images), len(annotations), tuple(broken))
+    explained = [explanation for explanation in without if explanation is not None]
+    reason = combine(explained).verdict() if explained else ""
+    return FilesReport(len(images), len(annotations), tuple(broken), len(without), reason)
 
 
 def _output_names(paths: list[Path]) -> list[str]:

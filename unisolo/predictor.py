@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import ValidationError
 from torch import Tensor
 
 from unisolo.checkpoint import check_task, load_model, model_facts
-from unisolo.config import InferenceConfig
-from unisolo.data.images import ImageInput, to_rgb_array
+from unisolo.data.images import ImageError, ImageInput, to_rgb_array
 from unisolo.data.loader import collate, padded_size_groups
 from unisolo.data.raw import RawSample
 from unisolo.data.transforms import EvalTransform
@@ -26,6 +23,7 @@ from unisolo.ops.select import select_instances
 from unisolo.results import Result
 from unisolo.structures import Batch, ImageMeta, Outputs, Sample
 from unisolo.tasks import get_task
+from unisolo.thresholds import Thresholds, settings_of_call
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -34,43 +32,6 @@ __all__ = ["Predictor", "Thresholds"]
 
 MASK_STRIDE = 4
 """Mask features are a quarter of the padded input (SOLOv2, section 3.2)."""
-
-
-class Thresholds(TypedDict, total=False):
-    """Settings that a call can give; what it leaves out is the checkpoint's (`config.inference`).
-
-    Attributes:
-        candidate_threshold: Category probability above which a (cell, category) is a candidate
-            (`config.inference.score_threshold`). Scores are never above it: to see instances
-            scored lower than this, lower it together with `score_threshold`.
-        mask_threshold: Probability above which a pixel belongs to a mask.
-        max_candidates: Candidates kept before any mask is made.
-        pre_nms: Masks that enter Matrix NMS.
-        nms_kernel: "gaussian" or "linear".
-        nms_sigma: Strength of the gaussian kernel.
-        update_threshold: Instances below this score after decay are dropped.
-        max_instances: At most this many instances per image.
-        panoptic_score_threshold: Least score of an instance in the panoptic map.
-        panoptic_overlap_threshold: Largest hidden share of an instance in the panoptic map.
-        stuff_area_threshold: Least area of a stuff region, in pixels of the image.
-    """
-
-    candidate_threshold: float
-    mask_threshold: float
-    max_candidates: int
-    pre_nms: int
-    nms_kernel: Literal["gaussian", "linear"]
-    nms_sigma: float
-    update_threshold: float
-    max_instances: int
-    panoptic_score_threshold: float
-    panoptic_overlap_threshold: float
-    stuff_area_threshold: int
-
-
-_PANOPTIC_ONLY = frozenset(
-    {"panoptic_score_threshold", "panoptic_overlap_threshold", "stuff_area_threshold"}
-)
 
 
 class Predictor:
@@ -223,7 +184,7 @@ class Predictor:
             TypeError: If there is no threshold of a name; the message gives the nearest one.
         """
         name = task or self.task
-        settings = self._settings(name, score_threshold, thresholds)
+        settings = settings_of_call(self.config, name, score_threshold, thresholds)
         if len(metas) != len(outputs.kernels):
             raise ValueError(
                 f"{len(metas)} metas for a batch of {len(outputs.kernels)} images; give one each"
@@ -262,13 +223,37 @@ class Predictor:
             ValueError: As `preprocess` and `postprocess`.
             TypeError: Likewise.
         """
-        self._settings(self.task, score_threshold, thresholds)
+        settings_of_call(self.config, self.task, score_threshold, thresholds)
         sample = self.preprocess(image, bgr=bgr)
         outputs = self.forward([sample])
         (result,) = self.postprocess(
             outputs, [sample.meta], score_threshold=score_threshold, **thresholds
         )
         return result.cpu()
+
+    @overload
+    def predict_batch(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        batch_size: int = ...,
+        score_threshold: float = ...,
+        bgr: bool = ...,
+        on_error: Literal["raise"] = ...,
+        **thresholds: Unpack[Thresholds],
+    ) -> list[Result]: ...
+
+    @overload
+    def predict_batch(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        batch_size: int = ...,
+        score_threshold: float = ...,
+        bgr: bool = ...,
+        on_error: Literal["return"],
+        **thresholds: Unpack[Thresholds],
+    ) -> list[Result | ImageError]: ...
 
     def predict_batch(
         self,
@@ -277,8 +262,9 @@ class Predictor:
         batch_size: int = 8,
         score_threshold: float = 0.3,
         bgr: bool = False,
+        on_error: Literal["raise", "return"] = "raise",
         **thresholds: Unpack[Thresholds],
-    ) -> list[Result]:
+    ) -> list[Result] | list[Result | ImageError]:
         """Answer the task for many images.
 
         Only images of one padded size run together, since padding an image further changes what
@@ -291,22 +277,40 @@ class Predictor:
             batch_size: Most images in one forward pass.
             score_threshold: See `postprocess`.
             bgr: See `preprocess`.
+            on_error: What an image that cannot be used does: "raise" stops the call; "return" puts
+                the `ImageError` in the image's place, and the others are not affected.
             **thresholds: See `Thresholds`.
 
         Returns:
-            One result per image in the order given, on the CPU.
+            One result per image in the order given, on the CPU; with `on_error="return"` an
+            `ImageError` (not raised) in place of the result of an image that cannot be used.
 
         Raises:
-            ValueError: As `predict`, or if `batch_size` is less than 1.
+            ValueError: As `predict`, or if `batch_size` is less than 1 or `on_error` is neither.
             TypeError: Likewise, or if `images` is a single image.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if on_error not in ("raise", "return"):
+            raise ValueError(f"on_error must be 'raise' or 'return', got {on_error!r}")
         _check_many(images)
-        self._settings(self.task, score_threshold, thresholds)
-        found: dict[int, Result] = {}
-        samples = ((n, self.preprocess(image, bgr=bgr)) for n, image in enumerate(images))
-        for group in padded_size_groups(samples, batch_size, lambda pair: pair[1].meta.input_size):
+        settings_of_call(self.config, self.task, score_threshold, thresholds)
+        found: dict[int, Result | ImageError] = {}
+
+        def samples() -> Iterator[tuple[int, Sample]]:
+            for number, image in enumerate(images):
+                try:
+                    sample = self.preprocess(image, bgr=bgr)
+                except (ValueError, TypeError) as error:
+                    if on_error == "raise":
+                        raise
+                    found[number] = _as_image_error(error, number)
+                else:
+                    yield number, sample
+
+        for group in padded_size_groups(
+            samples(), batch_size, lambda item: item[1].meta.input_size
+        ):
             batch = collate([sample for _, sample in group])
             results = self.postprocess(
                 self.forward(batch), batch.metas, score_threshold=score_threshold, **thresholds
@@ -314,31 +318,6 @@ class Predictor:
             for (number, _), result in zip(group, results, strict=True):
                 found[number] = result.cpu()
         return [found[number] for number in range(len(found))]
-
-    def _settings(
-        self, task: str, score_threshold: float, thresholds: Thresholds
-    ) -> InferenceConfig:
-        """The checkpoint's settings with a call's laid over them, checked."""
-        check_task(self.config, task)
-        if not 0 <= score_threshold <= 1:
-            raise ValueError(f"score_threshold must be in 0..1, got {score_threshold}")
-        known = Thresholds.__annotations__
-        values: dict[str, Any] = self.config.inference.model_dump()
-        for name, value in thresholds.items():
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"
-                raise TypeError(f"no threshold {name!r}; {hint}")
-            if name in _PANOPTIC_ONLY and "stuff" not in get_task(task).requires:
-                raise ValueError(f"{name} changes only the panoptic map, but the task is {task!r}")
-            values["score_threshold" if name == "candidate_threshold" else name] = value
-        try:
-            return InferenceConfig.model_validate(values)
-        except ValidationError as error:
-            detail = error.errors()[0]
-            name = str(detail["loc"][0])
-            name = "candidate_threshold" if name == "score_threshold" else name
-            raise ValueError(f"{name}: {detail['msg']} (got {detail['input']!r})") from None
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
@@ -350,3 +329,12 @@ def _check_many(images: Iterable[ImageInput]) -> None:
     single = isinstance(images, (str, os.PathLike, Image.Image))
     if single or (isinstance(images, (np.ndarray, Tensor)) and images.ndim != 4):
         raise TypeError("predict_batch takes a list of images; for one image use predict")
+
+
+def _as_image_error(error: Exception, number: int) -> ImageError:
+    """Errors of files name the file already; those of arrays and objects get their place."""
+    if isinstance(error, ImageError):
+        return error
+    named = ImageError(f"image {number} of the list: {error}")
+    named.__cause__ = error
+    return named

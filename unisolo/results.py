@@ -20,6 +20,7 @@ from torch import Tensor
 
 from unisolo.categories import Categories
 from unisolo.encoding import encode_png, encode_rle
+from unisolo.explain import Explanation
 from unisolo.files import write_bytes
 from unisolo.ops.boxes import xyxy_to_xywh
 from unisolo.ops.masks import unpack_bits
@@ -72,6 +73,8 @@ class Result:
             None where the task gives no masks.
         panoptic_seg: [H, W] int32, 0 = void, else `Segment.id`; None where the task gives none.
         segments_info: The segments of `panoptic_seg`; None exactly where that is None.
+        explanation: What the post-process saw of the whole image and what each threshold left; a
+            selection of instances keeps it as it is. None where no model made the result.
 
     Raises:
         ValueError: If a field has the wrong rank, dtype or length; the message names it.
@@ -85,6 +88,7 @@ class Result:
     packed_masks: Tensor | None = None
     panoptic_seg: Tensor | None = None
     segments_info: tuple[Segment, ...] | None = None
+    explanation: Explanation | None = None
 
     def __post_init__(self) -> None:
         height, width = self.image_size
@@ -364,6 +368,17 @@ class Result:
             class_id=fields["labels"],
             data={"class_name": np.array(names, dtype=str), "category_id": fields["category_ids"]},
         )
+
+    def explain(self) -> str:
+        """Say in a few lines why the result holds what it holds, above all if that is nothing.
+
+        Returns:
+            The highest category probabilities, the candidates that each threshold left, and which
+            keyword to change; the same in numbers is `explanation`.
+        """
+        if self.explanation is None:
+            return "this result was not made by a predictor, so what was left out is not known"
+        return f"{self!r}\n{self.explanation.text()}"
 
     def plot(self, image: NDArray[np.uint8] | Image.Image) -> Image.Image:
         """Draw the result over its image (a result holds none).

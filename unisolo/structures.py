@@ -225,6 +225,9 @@ class Instances(NamedTuple):
         cells: [B, K] int64, the grid cell that made the instance.
         valid: [B, K] bool.
         mask_probs: [B, K, h, w], soft masks at stride 4 of the padded input.
+        stage_counts: [B, 6] int64, candidates left by each step (`unisolo.ops.stages.STAGES`).
+        top_probs: [B, 5] float32, the highest category probabilities before any threshold.
+        top_labels: [B, 5] int64, their thing labels.
     """
 
     scores: Tensor
@@ -232,3 +235,6 @@ class Instances(NamedTuple):
     cells: Tensor
     valid: Tensor
     mask_probs: Tensor
+    stage_counts: Tensor
+    top_probs: Tensor
+    top_labels: Tensor

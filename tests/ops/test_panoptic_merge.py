@@ -91,7 +91,14 @@ def test_equals_the_heuristics_in_numpy(scene, score_threshold, overlap_threshol
     np.testing.assert_array_equal(merged.panoptic_seg, expected)
     assert listed(merged) == segments
     dtypes = [field.dtype for field in merged]
-    assert dtypes == [torch.int32, torch.int32, torch.int64, torch.int32, torch.int64]
+    assert dtypes == [torch.int32, torch.int32, torch.int64, torch.int32, torch.int64, torch.int64]
+    # What was too small to enter and what entered add up to the free pixels of each stuff.
+    free = merged.instance_areas.new_zeros(num_stuff)
+    owned = torch.isin(merged.panoptic_seg, merged.instance_ids[merged.instance_ids > 0])
+    for index in range(num_stuff):
+        free[index] = (torch.from_numpy(stuff_index)[~owned] == index).sum()
+    assert torch.equal(merged.stuff_areas + merged.small_stuff_areas, free)
+    assert ((merged.stuff_areas == 0) | (merged.small_stuff_areas == 0)).all()
 
 
 @given(scenes())

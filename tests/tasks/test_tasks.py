@@ -144,6 +144,9 @@ def test_no_instances_is_normal(name: str) -> None:
         cells=torch.zeros(2, 4, dtype=torch.int64),
         valid=torch.zeros(2, 4, dtype=torch.bool),
         mask_probs=torch.zeros(2, 4, 16, 24),
+        stage_counts=torch.zeros(2, 6, dtype=torch.int64),
+        top_probs=torch.zeros(2, 5),
+        top_labels=torch.zeros(2, 5, dtype=torch.int64),
     )
     extras = {"stuff_logits": torch.randn(2, 3, 16, 24)}
     results = TASKS[name](CATEGORIES).postprocess(empty, extras, METAS, padded_size=SIZE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from unisolo.checkpoint import model_facts
 from unisolo.data.loader import collate, padded_size_groups
 from unisolo.devices import autocast_for, resolve_precision
 from unisolo.engine.distributed import World
+from unisolo.engine.tally import DetectionTally
 from unisolo.evaluation.base import Evaluator
 from unisolo.files import write_json
 from unisolo.models import UniSolo
@@ -56,7 +58,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluate a model on a data set, shared out over the processes of `world`.
 
-    Only run-length codes and compressed maps are kept between images (see the evaluators).
+    Only run-length codes and compressed maps are kept between images (see the evaluators). If no
+    image gets an instance, one warning says which threshold is above what the model gives.
 
     Args:
         model: In evaluation mode, on `world.device`.
@@ -80,16 +83,20 @@ def evaluate(
         Subset(dataset, indices), batch_size=None, num_workers=workers
     )
     dtype = resolve_precision(precision, world.device)
-    done = 0
+    done, tally = 0, DetectionTally()
     for group in padded_size_groups(loader, batch_size, lambda sample: sample.meta.input_size):
         batch = collate(group).to(world.device, non_blocking=True)
         with autocast_for(dtype, world.device):
             results = [result.cpu() for result in run_batch(model, task, batch)]
         for evaluator in evaluators:
             evaluator.update(results, batch.metas)
+        tally.update(results)
         done += len(batch)
         if on_image is not None:
             on_image(done, len(indices))
+    warning = tally.warning(world)
+    if warning is not None and world.is_main:
+        warnings.warn(warning, stacklevel=2)
     return _finish(evaluators, world, out)
 
 

@@ -30,6 +30,7 @@ class PanopticMerge(NamedTuple):
         instance_areas: [K] int64, pixels each instance owns in the map.
         stuff_ids: [S] int32, id of each stuff index; 0 = not in the map.
         stuff_areas: [S] int64, pixels each stuff index owns in the map.
+        small_stuff_areas: [S] int64, free pixels of each stuff index that had too few to enter.
     """
 
     panoptic_seg: Tensor
@@ -37,6 +38,7 @@ class PanopticMerge(NamedTuple):
     instance_areas: Tensor
     stuff_ids: Tensor
     stuff_areas: Tensor
+    small_stuff_areas: Tensor
 
 
 def segment_stuff(
@@ -136,7 +138,7 @@ def merge_panoptic(
 
     if stuff_index is None:
         stuff_areas = torch.zeros(num_stuff, dtype=torch.int64, device=packed_masks.device)
-        stuff_ids = stuff_areas.int()
+        stuff_ids, small_areas = stuff_areas.int(), stuff_areas
     else:
         # Slot 0 collects what is no stuff or not free, slot s + 1 is stuff index s.
         known = (owner == 0) & (stuff_index >= 0) & (stuff_index < num_stuff)
@@ -145,9 +147,12 @@ def merge_panoptic(
         counts = slots.new_zeros(num_stuff + 1).scatter_add(0, slots.flatten(), ones)[1:]
         present = (counts >= stuff_area_threshold) & (counts > 0)
         stuff_areas = torch.where(present, counts, 0)
+        small_areas = counts - stuff_areas
         stuff_ids = torch.where(present, accepted.sum() + present.cumsum(0), 0).int()
         panoptic_seg = panoptic_seg + _with_zero(stuff_ids)[slots]
-    return PanopticMerge(panoptic_seg, instance_ids, instance_areas, stuff_ids, stuff_areas)
+    return PanopticMerge(
+        panoptic_seg, instance_ids, instance_areas, stuff_ids, stuff_areas, small_areas
+    )
 
 
 def _paint_instances(

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from unisolo.ops.masks import CHUNK_PIXELS, full_precision, row_chunks
 from unisolo.ops.matrix_nms import NmsKernel, matrix_nms
+from unisolo.ops.stages import NUM_TOP, stage_counts, top_pairs
 from unisolo.structures import GridSpec, Instances, Outputs
 
 __all__ = [
@@ -110,31 +111,42 @@ def select_instances(
         probs, outputs.kernels.detach(), outputs.mask_features.detach(), strict=True
     ):
         features = features.float()  # once, not per chunk
-        candidates = top_candidates(
-            image_probs, score_threshold=score_threshold, max_candidates=max_candidates
+        # Sorted before the threshold, so that the best pairs are known even if none passes it.
+        ranked = top_candidates(
+            image_probs, score_threshold=0.0, max_candidates=max(max_candidates, NUM_TOP)
         )
+        candidates = _passing(ranked, score_threshold, max_candidates)
         made = candidate_masks(
             kernels[candidates.cells],
             features,
             mask_threshold=mask_threshold,
             chunk_pixels=chunk_pixels,
         )
-        candidates, masks = nms_inputs(
-            candidates, made, min_areas=strides[candidates.cells], pre_nms=pre_nms
-        )
+        min_areas = strides[candidates.cells]
+        entered, masks = nms_inputs(candidates, made, min_areas=min_areas, pre_nms=pre_nms)
         decayed = matrix_nms(
             masks,
-            candidates.labels,
-            candidates.scores,
+            entered.labels,
+            entered.scores,
             kernel=nms_kernel,
             sigma=nms_sigma,
             chunk_pixels=chunk_pixels,
         )
         best, valid = keep_best(
-            candidates, decayed, update_threshold=update_threshold, max_instances=max_instances
+            entered, decayed, update_threshold=update_threshold, max_instances=max_instances
         )
-        soft = _soft_masks(kernels[best.cells], features)
-        selected.append((*best, valid, torch.where(valid[:, None, None], soft, 0)))
+        soft = torch.where(valid[:, None, None], _soft_masks(kernels[best.cells], features), 0)
+        counts = stage_counts(
+            image_probs,
+            score_threshold=score_threshold,
+            candidates=candidates.scores,
+            large=made.areas > min_areas,
+            entered=entered.scores,
+            decayed=decayed,
+            update_threshold=update_threshold,
+            valid=valid,
+        )
+        selected.append((*best, valid, soft, counts, *top_pairs(ranked.scores, ranked.labels)))
     return Instances(*(torch.stack(field) for field in zip(*selected, strict=True)))
 
 
@@ -195,6 +207,12 @@ def top_candidates(probs: Tensor, *, score_threshold: float, max_candidates: int
     scores, index = scores[:max_candidates], index[:max_candidates]
     cells = index.div(num_categories, rounding_mode="floor")
     return Candidates(scores, index - cells * num_categories, cells)
+
+
+def _passing(ranked: Candidates, score_threshold: float, max_candidates: int) -> Candidates:
+    """The first `max_candidates` pairs; those at or below the threshold are empty places."""
+    scores, labels, cells = (field[:max_candidates] for field in ranked)
+    return Candidates(torch.where(scores > score_threshold, scores, 0), labels, cells)
 
 
 def candidate_masks(

@@ -18,6 +18,7 @@ from unisolo.losses.core import MAX_POSITIVES, loss_counts, solo_losses
 from unisolo.ops.masks import upsample_masks
 from unisolo.results import Result
 from unisolo.structures import GridSpec, ImageMeta, Instances, Outputs, Target
+from unisolo.tasks.explained import explain_instances, host_facts
 
 if TYPE_CHECKING:
     from unisolo.evaluation.base import Evaluator
@@ -132,6 +133,7 @@ class TaskAdapter(ABC):
         panoptic_score_threshold: float = 0.5,
         panoptic_overlap_threshold: float = 0.5,
         stuff_area_threshold: int = 4096,
+        selection: Mapping[str, Any] | None = None,
     ) -> list[Result]:
         """Turn selected instances into one result per image, in original pixels.
 
@@ -145,6 +147,7 @@ class TaskAdapter(ABC):
             panoptic_score_threshold: Panoptic task: least score to enter the map.
             panoptic_overlap_threshold: Panoptic task: largest hidden share of an instance.
             stuff_area_threshold: Panoptic task: least area of a stuff region, original pixels.
+            selection: What `select_instances` was called with; only `Result.explain` names it.
         """
         return instance_results(
             instances,
@@ -154,6 +157,7 @@ class TaskAdapter(ABC):
             score_threshold=score_threshold,
             mask_threshold=mask_threshold,
             with_masks=self.has_masks,
+            selection=selection,
         )
 
     @abstractmethod
@@ -175,18 +179,21 @@ def instance_results(
     score_threshold: float,
     mask_threshold: float,
     with_masks: bool = True,
+    selection: Mapping[str, Any] | None = None,
 ) -> list[Result]:
     """Make instances in original pixels: masks in chunks, leaving as packed bits, and their boxes.
 
     This is where fixed K becomes ragged: one small copy per batch tells how many places are filled,
-    so that only those are upsampled. Boxes are taken from the masks at original resolution: at the
-    masks' own stride of 4 each side would be off by up to 4 input pixels, which costs box AP on
-    small objects. Instances whose mask is empty at original size are left out.
+    so that only those are upsampled, and what the selection saw (for `Result.explain`).
+
+    Boxes are taken from the masks at original resolution: at the masks' own stride of 4 each side
+    would be off by up to 4 input pixels, which costs box AP on small objects. Instances whose mask
+    is empty at original size are left out.
     """
     wanted = instances.valid & (instances.scores >= score_threshold)
-    counts = wanted.sum(dim=1).tolist()  # scores fall, so the wanted places come first
     results = []
-    for index, (meta, count) in enumerate(zip(metas, counts, strict=True)):
+    for index, (meta, facts) in enumerate(zip(metas, host_facts(instances, wanted), strict=True)):
+        count = facts.wanted  # scores fall, so the wanted places come first
         masks = upsample_masks(
             instances.mask_probs[index, :count],
             padded_size=padded_size,
@@ -203,6 +210,14 @@ def instance_results(
                 labels=instances.labels[index, :count][kept],
                 boxes=masks.boxes[kept],
                 packed_masks=masks.packed[kept] if with_masks else None,
+                explanation=explain_instances(
+                    facts,
+                    categories,
+                    selection or {},
+                    mask_threshold=mask_threshold,
+                    score_threshold=score_threshold,
+                    left=len(kept),
+                ),
             )
         )
     return results

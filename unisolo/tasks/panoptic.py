@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from unisolo.categories import Categories, Category
@@ -16,6 +17,7 @@ from unisolo.ops.panoptic import PanopticMerge, merge_panoptic, segment_stuff
 from unisolo.results import Result, Segment
 from unisolo.structures import GridSpec, ImageMeta, Instances, Outputs, Target
 from unisolo.tasks.base import TaskAdapter
+from unisolo.tasks.explained import explain_panoptic
 
 if TYPE_CHECKING:
     from unisolo.evaluation.base import Evaluator
@@ -97,6 +99,7 @@ class PanopticTask(TaskAdapter):
         panoptic_score_threshold: float = 0.5,
         panoptic_overlap_threshold: float = 0.5,
         stuff_area_threshold: int = 4096,
+        selection: Mapping[str, Any] | None = None,
     ) -> list[Result]:
         """See the base class; results also carry `panoptic_seg` and `segments_info`.
 
@@ -110,7 +113,14 @@ class PanopticTask(TaskAdapter):
             padded_size=padded_size,
             score_threshold=min(score_threshold, panoptic_score_threshold),
             mask_threshold=mask_threshold,
+            selection=selection,
         )
+        settings = {
+            "score_threshold": score_threshold,
+            "panoptic_score_threshold": panoptic_score_threshold,
+            "panoptic_overlap_threshold": panoptic_overlap_threshold,
+            "stuff_area_threshold": stuff_area_threshold,
+        }
         results = []
         for index, (result, meta) in enumerate(zip(plain, metas, strict=True)):
             stuff_index = segment_stuff(
@@ -131,9 +141,22 @@ class PanopticTask(TaskAdapter):
                 overlap_threshold=panoptic_overlap_threshold,
                 stuff_area_threshold=stuff_area_threshold,
             )
-            segments = _segments(merged, result, self.categories)
+            table = _to_host(merged, result)
             shown = result[result.scores >= score_threshold]
-            results.append(replace(shown, panoptic_seg=merged.panoptic_seg, segments_info=segments))
+            results.append(
+                replace(
+                    shown,
+                    panoptic_seg=merged.panoptic_seg,
+                    segments_info=_segments(table, self.categories),
+                    explanation=explain_panoptic(
+                        result.explanation,
+                        things=table.things,
+                        stuff=table.stuff,
+                        num_shown=len(shown),
+                        settings=settings,
+                    ),
+                )
+            )
         return results
 
     def make_evaluators(self, dataset: Any, *, backend: str = "hotcoco") -> list[Evaluator]:
@@ -154,26 +177,44 @@ class PanopticTask(TaskAdapter):
         ]
 
 
-def _segments(
-    merged: PanopticMerge, instances: Result, categories: Categories
-) -> tuple[Segment, ...]:
-    """List the segments of a merged map by id; the one copy of the table to the host."""
-    rows = zip(
-        merged.instance_ids.tolist(),
-        instances.labels.tolist(),
-        instances.scores.tolist(),
-        merged.instance_areas.tolist(),
-        strict=True,
-    )
+class _Table(NamedTuple):
+    """A merged map's segments on the host: things by score, stuff by index; id 0 = not in it."""
+
+    things: list[tuple[int, int, float, int]]  # id, label, score, area
+    stuff: list[tuple[int, int, int]]  # id, area, free pixels that were too few
+
+
+def _to_host(merged: PanopticMerge, instances: Result) -> _Table:
+    """Bring the table of a merged map to the host in one copy; scores travel as their bits."""
+    count = len(instances)
+    numbers = torch.cat(
+        [
+            merged.instance_ids.long(),
+            instances.labels,
+            merged.instance_areas,
+            instances.scores.view(torch.int32).long(),
+            merged.stuff_ids.long(),
+            merged.stuff_areas,
+            merged.small_stuff_areas,
+        ]
+    ).cpu()
+    ids, labels, areas, bits = numbers[: 4 * count].view(4, count)
+    scores = bits.int().view(torch.float32).tolist()
+    things = zip(ids.tolist(), labels.tolist(), scores, areas.tolist(), strict=True)
+    stuff = zip(*numbers[4 * count :].view(3, -1).tolist(), strict=True)
+    return _Table(list(things), list(stuff))
+
+
+def _segments(table: _Table, categories: Categories) -> tuple[Segment, ...]:
+    """List the segments of a merged map by id."""
     segments = [
         _segment(segment_id, label, score, area, categories)
-        for segment_id, label, score, area in rows
+        for segment_id, label, score, area in table.things
         if segment_id > 0
     ]
-    stuff = zip(merged.stuff_ids.tolist(), merged.stuff_areas.tolist(), strict=True)
     segments += [
         _segment(segment_id, categories.num_things + index, 1.0, area, categories)
-        for index, (segment_id, area) in enumerate(stuff)
+        for index, (segment_id, area, _) in enumerate(table.stuff)
         if segment_id > 0
     ]
     return tuple(segments)
