@@ -23,6 +23,7 @@ __all__ = [
     "path_inside",
     "read_categories",
     "read_coco",
+    "read_lists",
     "read_sized_image",
     "select_images",
 ]
@@ -123,6 +124,15 @@ class PackedRecords(Sequence[Any]):
 
 def read_coco(path: Path) -> dict[str, Any]:
     """Read a COCO JSON file and check its three lists.
+
+    Raises:
+        DatasetError: If the file is missing, not JSON, or lacks a list.
+    """
+    return read_lists(path)
+
+
+def read_lists(path: Path) -> dict[str, Any]:
+    """Read a COCO JSON file and check that its three lists are there, not what they hold.
 
     Raises:
         DatasetError: If the file is missing, not JSON, or lacks a list.
