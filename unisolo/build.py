@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from unisolo.categories import Categories
@@ -25,7 +27,13 @@ MIN_SPAN = 4
 """Features an object must span for a level of fitted scale ranges; SOLOv2's own give 6 to 12."""
 
 
-def build_model(config: Config, categories: Categories, *, load_backbone: bool = True) -> UniSolo:
+def build_model(
+    config: Config,
+    categories: Categories,
+    *,
+    load_backbone: bool = True,
+    empty_heads: bool = False,
+) -> UniSolo:
     """Build a model with its task's heads.
 
     Args:
@@ -33,6 +41,9 @@ def build_model(config: Config, categories: Categories, *, load_backbone: bool =
         categories: Categories of the data set; they set the number of channels.
         load_backbone: Whether to load ImageNet weights where the configuration asks for them;
             False when a checkpoint follows.
+        empty_heads: Make neck and heads without memory, on the "meta" device: their sizes come
+            from the configuration, which the caller can compare with the weights before it
+            allocates them (`to_empty`).
 
     Returns:
         The model, in training mode, with `categories` and `config` attached.
@@ -50,32 +61,30 @@ def build_model(config: Config, categories: Categories, *, load_backbone: bool =
     )
     task = get_task(config.task)(categories)
     grid = build_grid(config)
-    model = UniSolo(
-        backbone,
-        FPN(
+    with torch.device("meta") if empty_heads else nullcontext():
+        neck = FPN(
             backbone.channels,
             backbone.strides,
             channels=settings.fpn_channels,
             norm=settings.fpn_norm,
-        ),
-        SoloHead(
+        )
+        solo_head = SoloHead(
             settings.fpn_channels,
             categories.num_things,
             channels=settings.head_channels,
             num_convs=settings.head_convs,
             kernel_channels=settings.kernel_channels,
             grid_sizes=grid.sizes,
-        ),
-        MaskHead(
+        )
+        mask_head = MaskHead(
             settings.fpn_channels,
             mid_channels=settings.mask_channels,
             out_channels=settings.kernel_channels,
-        ),
-        heads=task.build_heads(
+        )
+        heads = task.build_heads(
             trunk_channels=settings.mask_channels, stuff_channels=settings.stuff_channels
-        ),
-        grid=grid,
-    )
+        )
+    model = UniSolo(backbone, neck, solo_head, mask_head, heads=heads, grid=grid)
     model.categories = categories
     model.config = config
     return model

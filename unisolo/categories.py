@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from unisolo.reading import short
 
 __all__ = ["Categories", "Category"]
 
@@ -69,25 +71,10 @@ class Categories(Sequence[Category]):
             The categories.
 
         Raises:
-            ValueError: If an entry lacks `id` or `name`, or ids repeat.
+            ValueError: If an entry lacks `id` or `name` or holds values of another kind, or ids
+                repeat.
         """
-        items = []
-        for entry in entries:
-            if "id" not in entry or "name" not in entry:
-                raise ValueError(f"category entry {dict(entry)} needs 'id' and 'name'")
-            color = entry.get("color")
-            items.append(
-                Category(
-                    id=int(entry["id"]),
-                    name=str(entry["name"]),
-                    isthing=bool(entry.get("isthing", 1)),
-                    color=_palette(int(entry["id"]))
-                    if color is None
-                    else (int(color[0]), int(color[1]), int(color[2])),
-                    supercategory=str(entry.get("supercategory", "")),
-                )
-            )
-        return cls(items)
+        return cls(_category(entry) for entry in entries)
 
     def to_coco(self) -> list[dict[str, Any]]:
         """Return the `categories` list of a COCO panoptic file; `from_coco` reads it back."""
@@ -142,7 +129,7 @@ class Categories(Sequence[Category]):
 
     def __contains__(self, category_id: object) -> bool:
         """Whether a data set id is known (not a label, not a `Category`)."""
-        return category_id in self._labels
+        return isinstance(category_id, Hashable) and category_id in self._labels
 
     def __getitem__(self, label: Any) -> Any:
         return self._items[label]
@@ -162,6 +149,26 @@ class Categories(Sequence[Category]):
     def __repr__(self) -> str:
         names = ", ".join(c.name for c in self._items[:6]) + (", ..." if len(self) > 6 else "")
         return f"Categories({self.num_things} things, {self.num_stuff} stuff: {names})"
+
+
+def _category(entry: Mapping[str, Any]) -> Category:
+    if not isinstance(entry, Mapping) or "id" not in entry or "name" not in entry:
+        raise ValueError(f"category entry {short(entry)} needs 'id' and 'name'")
+    try:
+        number = int(entry["id"])
+        color = entry.get("color")
+        red, green, blue = _palette(number) if color is None else map(int, color)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"category entry {short(entry)}: {error}") from None
+    if not 0 <= number < 2**63:
+        raise ValueError(f"category id {number} must be from 0 to 2**63 - 1")
+    return Category(
+        id=number,
+        name=str(entry["name"]),
+        isthing=bool(entry.get("isthing", 1)),
+        color=(red, green, blue),
+        supercategory=str(entry.get("supercategory", "")),
+    )
 
 
 def _palette(category_id: int) -> tuple[int, int, int]:

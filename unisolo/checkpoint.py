@@ -14,9 +14,10 @@ from torch import Tensor
 
 from unisolo.build import build_model
 from unisolo.categories import Categories
-from unisolo.config import Config, ConfigError, config_to_dict, load_config
+from unisolo.config import Config, config_to_dict, load_config
 from unisolo.files import write_atomically
 from unisolo.models import UniSolo
+from unisolo.reading import file_problem, parse_json
 from unisolo.tasks import get_task
 
 __all__ = ["CheckpointError", "check_task", "load_model", "model_facts", "save_model"]
@@ -99,13 +100,14 @@ def load_model(
     weights, metadata = _read(path)
     config, categories = _parse(path, metadata)
     check_task(config, task)
-    model = build_model(config, categories, load_backbone=False)
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{path}: the weights do not fit its configuration: {error}"
-        ) from None
+        model = build_model(config, categories, load_backbone=False, empty_heads=True)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    _check_weights(path, weights, model.state_dict())
+    for part in (model.neck, model.solo_head, model.mask_head, model.heads):
+        part.to_empty(device="cpu")
+    model.load_state_dict(weights)
     return model.to(device).eval()
 
 
@@ -122,16 +124,44 @@ def check_task(config: Config, task: str | None) -> None:
         )
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
+def _check_weights(path: Path, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Refuse weights of other names, shapes or kinds than the model's, or that are not finite."""
+    for title, names in (
+        ("lacks", expected.keys() - found.keys()),
+        ("has the unknown", found.keys() - expected.keys()),
+    ):
+        if names:
+            raise CheckpointError(
+                f"{path}: the weights do not fit its configuration: it {title} "
+                f"{len(names)} tensors, e.g. {sorted(names)[0]!r}"
+            )
+    for name, tensor in found.items():
+        wanted = expected[name]
+        floating = tensor.is_floating_point()
+        if tensor.shape != wanted.shape or floating != wanted.is_floating_point():
+            raise CheckpointError(
+                f"{path}: the weights do not fit its configuration: {name!r} is {tensor.dtype} "
+                f"{list(tensor.shape)} where the model has {wanted.dtype} {list(wanted.shape)}"
+            )
+        if floating and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                f"{path}: {name!r} holds values that are not finite: the file is damaged, or "
+                "written by a run that diverged"
+            )
 
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file")
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import safe_open
+
+    problem = file_problem(path, "checkpoint file")
+    if problem is not None:
+        raise CheckpointError(f"{path}: {problem}")
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    # Its own errors, and for kinds of numbers that torch has not those of look-ups.
+    except Exception as error:
         raise CheckpointError(
             f"{path}: damaged or not a safetensors file ({error}); copy it again, or resume the "
             "run that wrote it"
@@ -146,8 +176,10 @@ def _parse(path: Path, metadata: dict[str, str]) -> tuple[Config, Categories]:
         )
     try:
         version = int(metadata["format_version"])
-        config_values = json.loads(metadata["config"])
-        category_values = json.loads(metadata["categories"])
+        config_values = parse_json(metadata["config"])
+        category_values = parse_json(metadata["categories"])
+        if not isinstance(config_values, dict) or not isinstance(category_values, list):
+            raise ValueError("the configuration is no mapping or the categories are no list")
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: its metadata is damaged ({error})") from None
     if version > FORMAT_VERSION:
@@ -157,5 +189,5 @@ def _parse(path: Path, metadata: dict[str, str]) -> tuple[Config, Categories]:
         )
     try:
         return load_config(values=config_values), Categories.from_coco(category_values)
-    except (ConfigError, ValueError) as error:
+    except ValueError as error:  # a ConfigError is one
         raise CheckpointError(f"{path}: {error}") from None

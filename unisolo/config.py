@@ -9,14 +9,23 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from unisolo.reading import file_problem, short
+
 __all__ = ["Config", "ConfigError", "config_to_dict", "load_config"]
 
 Range = tuple[float, float]
+GridSize = Annotated[int, Field(ge=1, le=1024)]
+
+MAX_SIDE = 2**14
+"""Largest side an image may be resized to; a checkpoint from elsewhere cannot ask for more."""
+
+MAX_BYTES = 2**20
+"""Largest configuration file that is read: people write a few kB."""
 
 
 class ConfigError(ValueError):
@@ -24,7 +33,9 @@ class ConfigError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
 
 class ModelConfig(_Section):
@@ -51,7 +62,7 @@ class ModelConfig(_Section):
     """Width of the mask-feature branch before its last convolution."""
     stuff_channels: int = Field(default=128, ge=1)
     """Width of the stuff branch (panoptic only)."""
-    grid_sizes: Literal["scaled"] | tuple[int, ...] = "scaled"
+    grid_sizes: Literal["scaled"] | tuple[GridSize, ...] = "scaled"
     """S per level; "scaled" = 40, 36, 24, 16, 12, in proportion above 800 px, and below it at most
     one cell per feature of the level."""
     scale_ranges: Literal["scaled", "auto"] | tuple[Range, ...] = "scaled"
@@ -96,9 +107,9 @@ class DataConfig(_Section):
     val_split: str = "val2017"
     max_images: int | None = Field(default=None, ge=1)
     """Use only the first images of each split (by id); for trials."""
-    image_size: int = Field(default=800, ge=32)
+    image_size: int = Field(default=800, ge=32, le=MAX_SIDE)
     """Short side after resizing, in evaluation and (unless `augment.sizes`) in training."""
-    max_size: int = Field(default=1333, ge=32)
+    max_size: int = Field(default=1333, ge=32, le=MAX_SIDE)
     """The long side never exceeds this."""
     augment: AugmentConfig = AugmentConfig()
     workers: int = Field(default=2, ge=0)
@@ -242,8 +253,8 @@ def load_config(
     """Read a configuration.
 
     Args:
-        path: YAML file; may name one other file under `base:` (relative to itself), which may not
-            have a base of its own. None = the defaults.
+        path: YAML file without aliases (`*name`); may name one other file under `base:` (relative
+            to itself), which may not have a base of its own. None = the defaults.
         overrides: `key.sub=value` strings, values parsed as YAML, applied last.
         values: A nested mapping applied over the file, below `overrides`.
 
@@ -277,17 +288,53 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+class _Loader(yaml.SafeLoader):
+    """Plain values only, each written out.
+
+    A few lines of aliases can stand for more values than fit in memory, and configurations are
+    short enough without.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse aliases."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(
+                None, None, "aliases (*name) are not read; write the value out", mark
+            )
+        return super().compose_node(parent, index)
+
+
+def _parse_yaml(text: str) -> Any:
+    """Parse YAML.
+
+    Raises:
+        ConfigError: If it cannot be parsed.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file") from None
+        return yaml.load(text, Loader=_Loader)
+    # Besides its own errors PyYAML lets through those of int(), datetime and deep recursion.
+    except Exception as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ConfigError(f"not valid YAML: {reason}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    problem = file_problem(path, "configuration file")
+    if problem is not None:
+        raise ConfigError(f"{path}: {problem}")
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if len(content) > MAX_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes, so it is no configuration")
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        tree = _parse_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -298,11 +345,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _parse_override(text: str) -> dict[str, Any]:
     key, equals, raw = text.partition("=")
     if not equals or not key:
-        raise ConfigError(f"override {text!r} must look like key.sub=value")
+        raise ConfigError(f"override {short(text)} must look like key.sub=value")
     try:
-        value: Any = yaml.safe_load(raw)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {text!r}: the value is not valid YAML: {error}") from error
+        value = _parse_yaml(raw)
+    except ConfigError as error:
+        raise ConfigError(f"override {short(text)}: the value is {error}") from None
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)
@@ -340,4 +387,4 @@ def _explain(detail: Any) -> str:
         close = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.5)
         hint = f"did you mean '{close[0]}'?" if close else f"valid keys: {', '.join(valid)}"
         return f"unknown key '{name}'; {hint}"
-    return f"{name}: {detail['msg']} (got {detail['input']!r})"
+    return f"{name}: {detail['msg']} (got {short(detail['input'])})"

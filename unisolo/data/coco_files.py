@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +13,26 @@ import numpy.typing as npt
 
 from unisolo.categories import Categories
 from unisolo.data.images import read_image
+from unisolo.reading import file_problem, parse_json, relative_name, short
 
 __all__ = [
     "CocoLayout",
     "DatasetError",
     "PackedRecords",
+    "finite_numbers",
     "group_by_image",
     "path_inside",
+    "positive_box",
     "read_categories",
     "read_coco",
     "read_lists",
     "read_sized_image",
     "select_images",
+    "whole_number",
 ]
+
+
+_LISTS = ("images", "annotations", "categories")
 
 
 class DatasetError(ValueError):
@@ -126,9 +132,23 @@ def read_coco(path: Path) -> dict[str, Any]:
     """Read a COCO JSON file and check its three lists.
 
     Raises:
-        DatasetError: If the file is missing, not JSON, or lacks a list.
+        DatasetError: If the file is missing, not JSON, or lacks a list; or an entry of a list is
+            no mapping, or has an id that is no plain value.
     """
-    return read_lists(path)
+    tree = read_lists(path)
+    for key in _LISTS:
+        for number, entry in enumerate(tree[key]):
+            if not isinstance(entry, dict):
+                raise DatasetError(
+                    f"{path}: entry {number} of {key!r} is {short(entry)}, not a mapping"
+                )
+            for name in ("id", "image_id", "category_id"):
+                if isinstance(entry.get(name), (dict, list)):
+                    raise DatasetError(
+                        f"{path}: entry {number} of {key!r} has {name} {short(entry[name])}; "
+                        "write a number"
+                    )
+    return tree
 
 
 def read_lists(path: Path) -> dict[str, Any]:
@@ -137,18 +157,53 @@ def read_lists(path: Path) -> dict[str, Any]:
     Raises:
         DatasetError: If the file is missing, not JSON, or lacks a list.
     """
+    problem = file_problem(path, "annotation file")
+    if problem is not None:
+        raise DatasetError(f"{path}: {problem}; check the path")
     try:
-        tree = json.loads(path.read_bytes())
+        tree = parse_json(path.read_bytes())
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except ValueError as error:
         raise DatasetError(f"{path}: not valid JSON ({error}); copy or write it again") from None
-    for key in ("images", "annotations", "categories"):
+    for key in _LISTS:
         if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
             raise DatasetError(
                 f"{path}: not a COCO annotation file: it needs a list {key!r} at the top level"
             )
     return dict(tree)
+
+
+def whole_number(value: Any, where: str, *, limit: int = 2**63) -> int:
+    """Check a number of a JSON file; `4.0` passes for 4, text and null do not.
+
+    Args:
+        value: The value.
+        where: What it is, for the message.
+        limit: Its size must be below this.
+
+    Raises:
+        DatasetError: If it is not a whole number below the limit.
+    """
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if not whole or abs(value) >= limit:
+        raise DatasetError(f"{where} is {short(value)}; write a whole number")
+    return int(value)
+
+
+def positive_box(entry: Mapping[str, Any]) -> list[float] | None:
+    """Return the `bbox` (x, y, width, height) of an entry, or None where it has no usable one."""
+    box: Any = entry.get("bbox")
+    return box if finite_numbers(box, 4) and min(box[2:]) > 0 else None
+
+
+def finite_numbers(values: Any, count: int) -> bool:
+    """Whether a value of a JSON file is a list of this many numbers of a sane size."""
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(isinstance(value, (int, float)) and abs(value) < 1e9 for value in values)
+    )
 
 
 def read_categories(path: Path, entries: Sequence[Mapping[str, Any]]) -> Categories:
@@ -188,19 +243,24 @@ def select_images(
     for entry in tree["images"]:
         missing = [key for key in ("id", "file_name", "height", "width") if key not in entry]
         if missing:
-            raise DatasetError(f"{path}: image entry {entry} lacks {', '.join(missing)}; add it")
+            raise DatasetError(
+                f"{path}: image entry {short(entry)} lacks {', '.join(missing)}; add it"
+            )
         image_id = entry["id"]
-        if not isinstance(image_id, int):
-            raise DatasetError(f"{path}: image id {image_id!r} must be an integer")
+        if not isinstance(image_id, int) or isinstance(image_id, bool) or abs(image_id) >= 2**63:
+            raise DatasetError(f"{path}: image id {short(image_id)} must be an integer")
         if image_id in chosen:
             raise DatasetError(f"{path}: image id {image_id} appears twice; ids must be unique")
-        height, width = int(entry["height"]), int(entry["width"])
+        height, width = (
+            whole_number(entry[side], f"{path}: the {side} of image id {image_id}", limit=2**24)
+            for side in ("height", "width")
+        )
         if height < 1 or width < 1:
             raise DatasetError(
                 f"{path}: image id {image_id} has height {height} and width {width}; "
                 "write the size of the image file"
             )
-        file_name = str(entry["file_name"])
+        file_name = entry["file_name"]
         path_inside(image_dir, file_name, f"{path}: image id {image_id}")
         chosen[image_id] = {
             "id": image_id,
@@ -215,6 +275,8 @@ def select_images(
 def path_inside(folder: Path, file_name: str, where: str) -> Path:
     """Join a file name from a JSON file to its folder.
 
+    Symbolic links inside the folder are followed (see `relative_name`).
+
     Args:
         folder: The folder.
         file_name: A relative path; subfolders are fine.
@@ -224,12 +286,12 @@ def path_inside(folder: Path, file_name: str, where: str) -> Path:
         The path.
 
     Raises:
-        DatasetError: If the name is empty or points outside the folder.
+        DatasetError: If the name is empty, no text or points outside the folder.
     """
-    relative = os.path.normpath(file_name.replace("\\", "/"))
-    if not file_name or os.path.isabs(relative) or relative.split(os.sep)[0] in ("..", "."):
+    relative = relative_name(file_name)
+    if relative is None:
         raise DatasetError(
-            f"{where}: file_name {file_name!r} points outside {folder}; "
+            f"{where}: file_name {short(file_name)} points outside {folder}; "
             "write a path relative to that folder"
         )
     return folder / relative
@@ -257,8 +319,8 @@ def group_by_image(
             groups[entry["image_id"]].append(entry)
         except KeyError:
             raise DatasetError(
-                f"{path}: annotation {entry.get('id', entry.get('file_name'))!r} has image_id "
-                f"{entry.get('image_id')!r}, which is not under 'images'; "
+                f"{path}: annotation {short(entry.get('id', entry.get('file_name')))} has image_id "
+                f"{short(entry.get('image_id'))}, which is not under 'images'; "
                 "add the image or remove the annotation"
             ) from None
     return groups

@@ -16,13 +16,17 @@ from unisolo.data.coco_files import (
     CocoLayout,
     DatasetError,
     PackedRecords,
+    finite_numbers,
     group_by_image,
+    positive_box,
     read_categories,
     read_coco,
     read_sized_image,
     select_images,
+    whole_number,
 )
 from unisolo.data.raw import ObjectBoxes, RawSample, RawTarget, Transform, to_sample
+from unisolo.reading import short
 from unisolo.structures import ImageMeta, Sample
 
 __all__ = ["CocoInstance", "read_instances"]
@@ -87,7 +91,7 @@ class CocoInstance(Dataset[Sample]):
                 [*box, image["height"], image["width"], number]
                 for number, image in enumerate(images)
                 for entry in groups[image["id"]]
-                if not entry.get("iscrowd") and (box := _positive_box(entry))
+                if not entry.get("iscrowd") and (box := positive_box(entry))
             ]
         )
 
@@ -154,11 +158,13 @@ class CocoInstance(Dataset[Sample]):
         """[label, iscrowd, segmentation, annotation id] of each annotation that has a mask."""
         objects = []
         for entry in entries:
-            where = f"{self.annotations}: annotation {entry.get('id')!r} of image id {image_id}"
+            where = (
+                f"{self.annotations}: annotation {short(entry.get('id'))} of image id {image_id}"
+            )
             category_id: Any = entry.get("category_id")
             if category_id not in self.categories:
                 raise DatasetError(
-                    f"{where}: category id {category_id!r} is not a thing under 'categories'; "
+                    f"{where}: category id {short(category_id)} is not a thing under 'categories'; "
                     "add the category or remove the annotation"
                 )
             try:
@@ -167,7 +173,7 @@ class CocoInstance(Dataset[Sample]):
                 raise DatasetError(f"{where}: {error}") from None
             if segmentation is not None:
                 label = self.categories.label(category_id)
-                crowd = int(entry.get("iscrowd", 0))
+                crowd = whole_number(entry.get("iscrowd", 0), f"{where}: 'iscrowd'")
                 objects.append([label, crowd, segmentation, entry.get("id")])
         return objects
 
@@ -217,6 +223,7 @@ def read_instances(path: Path, image_ids: Iterable[int], categories: Categories)
             cannot be used.
     """
     tree = read_coco(path)
+    select_images(path, tree, path.parent, None)  # checks the entries
     images = {image["id"]: image for image in tree["images"]}
     missing = [image_id for image_id in image_ids if image_id not in images]
     if missing:
@@ -240,7 +247,8 @@ def read_instances(path: Path, image_ids: Iterable[int], categories: Categories)
                 complete = _complete(entry, images[entry["image_id"]])
             except ValueError as error:
                 raise DatasetError(
-                    f"{path}: annotation {entry.get('id')!r} of image id {entry['image_id']}: "
+                    f"{path}: annotation {short(entry.get('id'))} of image id "
+                    f"{entry['image_id']}: "
                     f"{error}; correct or remove it"
                 ) from None
             if complete is not None:
@@ -262,20 +270,18 @@ def _complete(entry: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, A
     if segmentation is None:
         return None
     complete = {"iscrowd": 0, **entry, "segmentation": segmentation}
-    if "area" not in complete or "bbox" not in complete:
-        from pycocotools import mask as coco_mask
-
-        rle = masks.to_rle(segmentation, int(image["height"]), int(image["width"]))
-        complete.setdefault("area", float(coco_mask.area(rle)))
-        complete.setdefault("bbox", [float(side) for side in coco_mask.toBbox(rle)])
+    complete["iscrowd"] = whole_number(complete["iscrowd"], "'iscrowd'")
+    # Always measured: evaluators in C and Rust are not given runs or points that do not fit.
+    area, (left, top, right, bottom) = masks.area_and_box(
+        segmentation, int(image["height"]), int(image["width"])
+    )
+    if not finite_numbers([complete.get("area")], 1):
+        complete["area"] = float(area)
+    if not finite_numbers(complete.get("bbox"), 4):
+        complete["bbox"] = [float(side) for side in (left, top, right - left, bottom - top)]
     return complete
 
 
 def _things(path: Path, tree: Mapping[str, Any]) -> Categories:
     """The file's categories; stuff that a shared list names has no place in instance data."""
     return read_categories(path, [entry for entry in tree["categories"] if entry.get("isthing", 1)])
-
-
-def _positive_box(entry: Mapping[str, Any]) -> list[float] | None:
-    box = entry.get("bbox")
-    return box if isinstance(box, list) and len(box) == 4 and min(box[2:]) > 0 else None

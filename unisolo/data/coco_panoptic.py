@@ -18,14 +18,17 @@ from unisolo.data.coco_files import (
     PackedRecords,
     group_by_image,
     path_inside,
+    positive_box,
     read_categories,
     read_coco,
     read_sized_image,
     select_images,
+    whole_number,
 )
 from unisolo.data.coco_instance import read_instances
 from unisolo.data.raw import MAX_OBJECTS, ObjectBoxes, RawSample, RawTarget, Transform, to_sample
 from unisolo.data.segmentation import encode
+from unisolo.reading import file_problem, short
 from unisolo.structures import STUFF_IGNORE, ImageMeta, Sample
 
 __all__ = ["CocoPanoptic", "read_segment_ids"]
@@ -211,27 +214,31 @@ class CocoPanoptic(Dataset[Sample]):
         entry = entries[0]
         if "file_name" not in entry or not isinstance(entry.get("segments_info"), list):
             raise DatasetError(f"{where}: its annotation needs 'file_name' and 'segments_info'")
-        png = str(entry["file_name"])
+        png = entry["file_name"]
         path_inside(self.panoptic_dir, png, where)
         segments: dict[int, list[int]] = {}
         for segment in entry["segments_info"]:
-            segment_id, category_id = segment.get("id"), segment.get("category_id")
+            if not isinstance(segment, dict):
+                raise DatasetError(f"{where}: segment {short(segment)} is not a mapping")
+            segment_id = segment.get("id")
+            category_id: Any = segment.get("category_id")
             if category_id not in self.categories:
                 raise DatasetError(
-                    f"{where}: segment {segment_id!r} has category id {category_id!r}, which is "
-                    "not under 'categories'; add the category or remove the segment"
+                    f"{where}: segment {short(segment_id)} has category id {short(category_id)}, "
+                    "which is not under 'categories'; add the category or remove the segment"
                 )
             if not isinstance(segment_id, int) or not 0 < segment_id < 2**24:
                 raise DatasetError(
-                    f"{where}: segment id {segment_id!r} must be an integer from 1 to 2**24 - 1 "
-                    "(0 is void)"
+                    f"{where}: segment id {short(segment_id)} must be an integer from 1 to "
+                    "2**24 - 1 (0 is void)"
                 )
             if segment_id in segments:
                 raise DatasetError(f"{where}: segment id {segment_id} appears twice; renumber one")
-            label, crowd = self.categories.label(category_id), int(segment.get("iscrowd", 0))
+            label = self.categories.label(category_id)
+            crowd = whole_number(segment.get("iscrowd", 0), f"{where}: 'iscrowd' of {segment_id}")
             segments[segment_id] = [segment_id, label, crowd]
-            box = segment.get("bbox")
-            if label < self.categories.num_things and not crowd and box and min(box[2:]) > 0:
+            box = positive_box(segment)
+            if label < self.categories.num_things and not crowd and box is not None:
                 boxes.append([*box, image["height"], image["width"], number])
         if len(segments) > MAX_OBJECTS:
             raise DatasetError(f"{where} has more than {MAX_OBJECTS} segments")
@@ -302,33 +309,41 @@ def read_segment_ids(path: Path, record: Mapping[str, Any]) -> npt.NDArray[np.in
         DatasetError: If the file is missing, damaged, not RGB, or of another size than its image;
             its `code` says which.
     """
-    if not path.is_file():
+    problem = file_problem(path, "panoptic PNG")
+    if problem is not None:
         raise DatasetError(
-            f"{path}: no such panoptic PNG, but image id {record['id']} names it; "
+            f"{path}: {problem}, but image id {record['id']} names it; "
             "copy it there or remove the image from the JSON file",
             "png-missing",
         )
     try:
         with Image.open(path) as image:
-            mode, colors = image.mode, np.asarray(image)
+            _check_header(image, path, record)  # before the pixels: they may be very many
+            colors = np.asarray(image)
+    except DatasetError:
+        raise
     # Decoders fail in many ways on damaged files; the person needs the name of the file.
     except Exception as error:
         raise DatasetError(
             f"{path}: damaged panoptic PNG of image id {record['id']} ({error}); copy it again",
             "png-damaged",
         ) from error
-    if mode != "RGB":
+    wide = colors.astype(np.int32)
+    return np.asarray(wide[..., 0] + 256 * wide[..., 1] + 65536 * wide[..., 2], dtype=np.int32)
+
+
+def _check_header(image: Image.Image, path: Path, record: Mapping[str, Any]) -> None:
+    if image.mode != "RGB":
         raise DatasetError(
-            f"{path}: a panoptic PNG must be RGB (id = R + 256 G + 65536 B), this one is {mode}; "
-            "write it again as RGB",
+            f"{path}: a panoptic PNG must be RGB (id = R + 256 G + 65536 B), this one is "
+            f"{image.mode}; write it again as RGB",
             "png-mode",
         )
+    width, height = image.size
     expected = (record["height"], record["width"])
-    if colors.shape[:2] != expected:
+    if (height, width) != expected:
         raise DatasetError(
-            f"{path}: the panoptic PNG is {colors.shape[0]} x {colors.shape[1]} (height x width) "
+            f"{path}: the panoptic PNG is {height} x {width} (height x width) "
             f"but image id {record['id']} is {expected[0]} x {expected[1]}; write it at that size",
             "png-size",
         )
-    wide = colors.astype(np.int32)
-    return np.asarray(wide[..., 0] + 256 * wide[..., 1] + 65536 * wide[..., 2], dtype=np.int32)

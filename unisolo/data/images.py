@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+import torch
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+from unisolo.reading import file_problem
 
 __all__ = ["ImageError", "ImageInput", "read_image", "to_rgb_array"]
 
@@ -44,38 +49,44 @@ def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
         [H, W, 3] uint8 RGB, contiguous.
 
     Raises:
-        ImageError: If the file is missing, empty, truncated, not an image, of a kind that has no
-            natural 8-bit form (float or 32-bit values), or so large that it may be a
-            decompression bomb.
+        ImageError: If the file is missing, empty, truncated, not an image, no regular file (a pipe
+            or device is never opened), of a kind that has no natural 8-bit form (float or 32-bit
+            values), or so large that it may be a decompression bomb.
     """
     path = Path(path)
-    if not path.is_file():
-        kind = "a folder, not an image file" if path.is_dir() else "no such image file"
-        raise ImageError(f"{path}: {kind}; check the path", "image-missing")
+    problem = file_problem(path, "image file")
+    if problem is not None:
+        raise ImageError(f"{path}: {problem}; check the path", "image-missing")
     if path.stat().st_size == 0:
         raise ImageError(
             f"{path}: the file is empty (0 bytes); copy or download it again", "image-empty"
         )
+    with _named_errors(str(path)), Image.open(path) as image:
+        return _pil_to_rgb(image)
+
+
+@contextmanager
+def _named_errors(name: str) -> Iterator[None]:
+    """Turn whatever decoding raises into an ImageError that names the image."""
     try:
-        with Image.open(path) as image:
-            return _pil_to_rgb(image)
+        yield
     except ImageError as error:
-        raise ImageError(f"{path}: {error}", error.code) from None
-    except Image.DecompressionBombError:
+        raise ImageError(f"{name}: {error}", error.code) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(
-            f"{path}: the image has so many pixels that it may be a decompression bomb, so it is "
+            f"{name}: the image has so many pixels that it may be a decompression bomb, so it is "
             "not decoded; if you trust it, make it smaller or raise PIL.Image.MAX_IMAGE_PIXELS"
         ) from None
     except UnidentifiedImageError:
         raise ImageError(
-            f"{path}: not an image in a format Pillow reads; convert it to JPEG or PNG",
+            f"{name}: not an image in a format Pillow reads; convert it to JPEG or PNG",
             "image-unreadable",
         ) from None
     # A damaged file makes decoders fail in many ways (OSError, SyntaxError, struct.error, ...);
     # whichever it is, the person needs the name of the file.
     except Exception as error:
         raise ImageError(
-            f"{path}: damaged or truncated image ({error}); copy or download it again",
+            f"{name}: damaged or truncated image ({error}); copy or download it again",
             "image-damaged",
         ) from error
 
@@ -101,15 +112,16 @@ def to_rgb_array(image: ImageInput, bgr: bool = False) -> npt.NDArray[np.uint8]:
     if isinstance(image, (str, os.PathLike)):
         return read_image(image)
     if isinstance(image, Image.Image):
-        return _pil_to_rgb(image)
+        # Images that were opened and not yet decoded fail only here.
+        with _named_errors(str(getattr(image, "filename", "") or "PIL image")):
+            return _pil_to_rgb(image)
     if isinstance(image, Tensor):
-        array = image.detach().cpu().numpy()
-        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[0] != 3:
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(
                 "an image tensor must be uint8 [3, H, W], got "
                 f"{str(image.dtype).removeprefix('torch.')} {list(image.shape)}"
             )
-        array = array.transpose(1, 2, 0)
+        array = image.detach().cpu().numpy().transpose(1, 2, 0)
     elif isinstance(image, np.ndarray):
         array = image
         grey = array.ndim == 2
@@ -129,10 +141,13 @@ def to_rgb_array(image: ImageInput, bgr: bool = False) -> npt.NDArray[np.uint8]:
         raise ValueError(f"the image has no pixels: shape {list(image.shape)}")
     if bgr:
         array = array[:, :, ::-1]
-    return np.require(array, requirements=["C", "W"])
+    # E: a masked array or matrix becomes a plain one.
+    return np.require(array, requirements=["C", "W", "E"])
 
 
 def _pil_to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+    if image.format == "EPS":  # decoded by running it in Ghostscript
+        raise ImageError("an EPS file is a program, not an image; save it as PNG")
     image.load()  # before the orientation is asked for: TIFF applies its own while loading
     image = _upright(image)
     if image.mode.startswith("I;16") or image.mode == "I":
@@ -147,12 +162,30 @@ def _pil_to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
     return np.array(image.convert("RGB"))
 
 
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What each value of the EXIF tag Orientation asks for; 1 is upright."""
+
+
 def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF says, where that can be read.
+
+    Not by `ImageOps.exif_transpose`: it writes the whole EXIF block anew, so that damage anywhere
+    in it would lose an orientation that every viewer applies.
+    """
     try:
-        return ImageOps.exif_transpose(image)
+        change = _UPRIGHT.get(int(image.getexif().get(0x0112, 1)))
     # Broken EXIF blocks are common and say nothing about the pixels.
     except Exception:
         return image
+    return image if change is None else image.transpose(change)
 
 
 def _grey16_to_rgb(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:

@@ -16,6 +16,7 @@ from unisolo.categories import Categories, Category
 from unisolo.encoding import encode_png
 from unisolo.evaluation.base import ImageId, PredictionBook, check_backend
 from unisolo.files import write_bytes, write_json
+from unisolo.reading import relative_name, short
 from unisolo.results import Result
 from unisolo.structures import ImageMeta
 
@@ -181,6 +182,11 @@ class PanopticEvaluator:
         for image_id, entry in self._annotations.items():
             if image_id not in self._book.sizes:
                 raise ValueError(f"an annotation names image id {image_id!r}, 'images' lacks it")
+            if relative_name(entry["file_name"]) is None:  # predictions are written by this name
+                raise ValueError(
+                    f"the ground truth of image {image_id!r} has file_name "
+                    f"{short(entry['file_name'])}, which points outside its folder"
+                )
             self._check_segments(entry["segments_info"], f"the ground truth of image {image_id!r}")
 
     def _check_segments(self, segments: Iterable[Mapping[str, Any]], place: str) -> None:
