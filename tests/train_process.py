@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,11 +51,8 @@ def start(
 
     It gets a process group of its own, so that `kill_all` reaches loaders and launcher too.
     """
-    recipe = out.parent / f"{out.name}.yaml"
-    recipe.parent.mkdir(parents=True, exist_ok=True)
-    recipe.write_text(yaml.safe_dump(VALUES))
     command = [
-        sys.executable, *launcher, str(ROOT / "tools" / "train.py"), "--config", str(recipe),
+        sys.executable, *launcher, str(ROOT / "tools" / "train.py"), "--config", str(_recipe()),
         "--data", str(data), "--out", str(out), *arguments,
     ]  # fmt: skip
     return subprocess.Popen(
@@ -63,6 +64,14 @@ def start(
         start_new_session=True,
         preexec_fn=before,
     )
+
+
+@functools.cache
+def _recipe() -> Path:
+    path = Path(tempfile.mkdtemp()) / "recipe.yaml"
+    path.write_text(yaml.safe_dump(VALUES))
+    atexit.register(shutil.rmtree, path.parent)
+    return path
 
 
 def run(

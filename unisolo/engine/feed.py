@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -57,11 +59,11 @@ class BatchFeed:
                 if self._batches is None:
                     self._batches = self._open(step)
                 return [next(self._batches) for _ in range(self._config.train.accumulate)]
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+            except (RuntimeError, OSError, EOFError) as error:
+                if not self._means_killed(error):
                     raise
                 self._batches = None
-                reason = str(error).splitlines()[0]
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
                 if attempt + 1 < _ATTEMPTS:
                     self._say(f"a loader process was killed ({reason}); starting it again")
         raise LoaderDied(
@@ -73,6 +75,15 @@ class BatchFeed:
     def close(self) -> None:
         """Let the loader processes go."""
         self._batches = None
+
+    def _means_killed(self, error: BaseException) -> bool:
+        """Whether an error comes from a dead loader process, not from the data set."""
+        if self._config.data.workers == 0 or "Caught " in str(
+            error
+        ):  # "Caught E in DataLoader ..."
+            return False
+        # Sockets and pipes to a process that died while it handed over a batch fail in their way.
+        return not isinstance(error, RuntimeError) or "DataLoader worker" in str(error)
 
     def _open(self, step: int) -> Iterator[Batch]:
         settings, world = self._config.train, self._world
@@ -94,4 +105,19 @@ class BatchFeed:
             position_step=world.size,
             pin_memory=world.device.type == "cuda",
         )
-        return iter(loader)
+        batches = iter(loader)
+        _leave_deaths_to_next()
+        return batches
+
+
+def _leave_deaths_to_next() -> None:
+    """Take back the signal handler by which torch tells at once that a loader process died.
+
+    It raises wherever the main process is, also in the middle of an update of the weights. Without
+    it the next batch tells, some seconds later.
+    """
+    number = getattr(signal, "SIGCHLD", None)  # Windows has none
+    if number is None or threading.current_thread() is not threading.main_thread():
+        return
+    if getattr(signal.getsignal(number), "__module__", "").startswith("torch.utils.data"):
+        signal.signal(number, signal.SIG_DFL)

@@ -111,7 +111,7 @@ def replay(path: Path, say: Callable[[str], None], *, device: str = "auto") -> b
                     one_object_per_cell=config.train.one_object_per_cell,
                     max_positives=config.train.max_positives,
                 )
-                values = {name: round(float(loss), 6) for name, loss in losses.items()}
+                values = {name: round(float(loss.detach()), 6) for name, loss in losses.items()}
                 say(
                     f"image id {meta.image_id} ({meta.file_name}), {meta.input_size[0]} x "
                     f"{meta.input_size[1]}, {len(batch.targets[index])} objects: {values}"

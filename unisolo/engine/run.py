@@ -19,7 +19,7 @@ from unisolo.devices import resolve_precision
 from unisolo.engine.distributed import World
 from unisolo.engine.logger import RunLogger
 from unisolo.engine.optim import build_ema, build_optimizer, build_schedule, scaled_lr
-from unisolo.engine.state import StateFolder, random_state, restore_random_state
+from unisolo.engine.state import StateFolder, random_state, restore_random_state, seed_all
 from unisolo.models import UniSolo
 from unisolo.tasks import TaskAdapter
 
@@ -122,7 +122,7 @@ def prepare(
         )
     model = build_model(config, task.categories, load_backbone=load_backbone).to(world.device)
     # From here on processes differ: what is random in the network should not be the same for all.
-    torch.manual_seed(settings.seed + world.rank)
+    seed_all(settings.seed + world.rank)
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if settings.sync_bn:

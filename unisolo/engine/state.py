@@ -22,7 +22,14 @@ from unisolo.checkpoint import CheckpointError
 from unisolo.config import Config, config_to_dict
 from unisolo.files import write_atomically
 
-__all__ = ["StateFolder", "check_state", "random_state", "read_state", "restore_random_state"]
+__all__ = [
+    "StateFolder",
+    "check_state",
+    "random_state",
+    "read_state",
+    "restore_random_state",
+    "seed_all",
+]
 
 FORMAT_VERSION = 2
 
@@ -200,6 +207,13 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def seed_all(seed: int) -> None:
+    """Start the Python, NumPy and torch generators of this process from one number."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def random_state() -> dict[str, Any]:

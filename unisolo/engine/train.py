@@ -30,7 +30,7 @@ from unisolo.engine.feed import BatchFeed
 from unisolo.engine.logger import RunLogger
 from unisolo.engine.report import coverage_line, object_sides
 from unisolo.engine.run import Run, holds_run, introduce, prepare, remove_run, restore, save
-from unisolo.engine.state import StateFolder, check_state
+from unisolo.engine.state import StateFolder, check_state, seed_all
 from unisolo.engine.step import train_step
 from unisolo.engine.stop import StopRequest, TrainingStopped
 from unisolo.files import write_atomically
@@ -101,7 +101,7 @@ def train(
                 f"{config.train.out} already holds a run; give --resume to go on with it, "
                 "--overwrite to replace it, or another train.out"
             )
-        torch.manual_seed(config.train.seed)
+        seed_all(config.train.seed)
         config, task, train_set, val_set = _load(config)
         if state is not None:
             check_state(path, state, config, task.categories)
