@@ -159,3 +159,16 @@ def test_torchrun_restarts_go_on_by_themselves(data: Path, tmp_path: Path) -> No
     assert "resuming from" in text
     assert differences(newest(tmp_path / "whole"), newest(out)) == []
     assert lasting(out) == lasting(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_signal_to_torchrun_saves_as_well(data: Path, tmp_path: Path) -> None:
+    settings = (*SETTINGS, "train.steps=400", "train.checkpoint_every=1000")
+    out = tmp_path / "run"
+    process = start(out, data, *settings, launcher=torchrun(2))
+    wait_for_step(out, 3, process)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "stopped by SIGTERM after step" in text
+    assert newest(out)["step"] == rows(out)[-1]["step"] < 400
