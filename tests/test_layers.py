@@ -17,10 +17,10 @@ LEVELS = [
     {"models", "losses", "data", "evaluation", "visualize"},
     {"tasks"},
     {"build"},
-    {"checkpoint"},
+    {"checkpoint", "doctor"},
     {"thresholds"},
     {"engine", "predictor"},
-    {"predict_files", "compare"},
+    {"predict_files", "compare", "overfit"},
     {"cli"},
 ]
 LEVEL = {unit: number for number, units in enumerate(LEVELS) for unit in units}

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-__all__ = ["app", "compare", "evaluate", "predict", "train"]
+__all__ = ["app", "compare", "doctor", "evaluate", "predict", "train"]
 
 app = typer.Typer(
     name="unisolo",
@@ -273,6 +273,55 @@ def compare(
     sheet = comparison_sheet(predictor, dataset, limit=limit)
     write_atomically(out, lambda temporary: sheet.save(temporary, quality=90))
     typer.echo(f"image, ground truth, prediction: {out}")
+
+
+@app.command()
+@_friendly
+def doctor(
+    data: Annotated[Path, typer.Argument(help="COCO-layout folder.", metavar="DATA")],
+    overrides: Overrides = None,
+    task: TaskOption = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Split to check; repeat it. Default: train and val.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML recipe: image size, grids.")] = None,
+    json_file: Annotated[
+        str | None, typer.Option("--json", help="Write everything found as JSON; - = print it.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write one page with pictures.")] = None,
+    fix: Annotated[Path | None, typer.Option(help="Write a repaired copy to this folder.")] = None,
+    overfit: Annotated[
+        int | None, typer.Option(min=1, help="Instead: can N training images be learned at all?")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of --overfit.")] = 250,
+    debug: DebugOption = False,
+) -> None:
+    """Check a data set: everything wrong with it, how to mend it, and what the grids make of it.
+
+    The exit code is 1 if there are errors (with --overfit: if the images cannot be learned).
+
+    Example: unisolo doctor my_data --html report.html --fix my_data_mended
+    """
+    if overfit is not None:
+        from unisolo.overfit import check_learning
+
+        if split or json_file or html or fix:
+            raise ValueError(
+                "--overfit trains instead of examining: give it without --split, "
+                "--json, --html and --fix"
+            )
+        verdict = check_learning(
+            data, task=task, images=overfit, steps=steps, config=config, overrides=overrides or ()
+        )
+        typer.echo(verdict.sentence)
+        healthy = verdict.learned
+    else:
+        from unisolo.doctor.command import doctor_config, run_doctor
+
+        settings = doctor_config(data, task=task, config=config, overrides=overrides or ())
+        healthy = run_doctor(settings, splits=split, json_file=json_file, html=html, fix=fix)
+    if not healthy:
+        raise typer.Exit(1)
 
 
 def _check_overrides(overrides: Iterable[str]) -> None:
