@@ -36,6 +36,15 @@ def test_the_file_is_readable_like_any_other(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def test_one_changed_bit_is_noticed(tmp_path: Path) -> None:
+    path = save_model(tiny_model(), tmp_path / "model.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-4000] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged .*checksum"):
+        load_model(path)
+
+
 @pytest.mark.parametrize("cut", [0, 7, 100, -1])
 def test_damaged_files_are_named(tmp_path: Path, cut: int) -> None:
     path = save_model(tiny_model(), tmp_path / "model.safetensors")

@@ -6,6 +6,7 @@ separate file, see `unisolo.engine.state`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def save_model(
         "format_version": str(FORMAT_VERSION),
         "config": json.dumps(config_to_dict(config)),
         "categories": json.dumps(categories.to_coco()),
+        "weights_sha256": _digest(tensors),
     }
     path = Path(path)
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
@@ -105,6 +107,13 @@ def load_model(
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
     _check_weights(path, weights, model.state_dict())
+    # safetensors checks its header only; files of others may come without a digest.
+    digest = metadata.get("weights_sha256")
+    if digest is not None and digest != _digest(weights):
+        raise CheckpointError(
+            f"{path}: damaged (the weights do not match their checksum); copy it again, or resume "
+            "the run that wrote it"
+        )
     for part in (model.neck, model.solo_head, model.mask_head, model.heads):
         part.to_empty(device="cpu")
     model.load_state_dict(weights)
@@ -122,6 +131,15 @@ def check_task(config: Config, task: str | None) -> None:
             f"{', '.join(sorted(missing))} branch, which task '{task}' needs; train with "
             f"--task {task}"
         )
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names and bytes of all tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _check_weights(path: Path, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

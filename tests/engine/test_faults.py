@@ -24,7 +24,10 @@ from tiny_model import VALUES, tiny_config
 from train_process import differences, newest, rows, run, start, wait_for_step
 
 from unisolo import load_model
+from unisolo.build import build_dataset
 from unisolo.data.shapes import generate_shapes
+from unisolo.engine.distributed import World
+from unisolo.engine.evaluate import evaluate
 from unisolo.engine.nonfinite import replay
 from unisolo.engine.state import StateFolder
 from unisolo.engine.train import train
@@ -67,6 +70,32 @@ def test_loaders_that_are_killed_again_and_again_end_the_run(data: Path, tmp_pat
     assert process.returncode == 2, text
     assert "lower data.workers" in text
     assert "Traceback" not in text
+
+
+class Doomed:
+    """A data set whose loader process is killed as by the system's memory killer."""
+
+    def __init__(self, dataset) -> None:  # type: ignore[no-untyped-def]
+        self.dataset = dataset
+
+    def __getattr__(self, name: str):  # type: ignore[no-untyped-def]
+        return getattr(self.dataset, name)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_loader_killed_in_an_evaluation_is_told(data: Path, tmp_path: Path) -> None:
+    config = config_for(data, tmp_path, "train.steps=1")
+    model = load_model(train(config).checkpoint)
+    dataset = Doomed(build_dataset(config, split="val"))
+    world = World(rank=0, size=1, device=torch.device("cpu"))
+    task = TASKS["panoptic"](model.categories)
+    with pytest.raises(OSError, match=r"killed during the evaluation.*lower data\.workers"):
+        evaluate(model, dataset, task=task, world=world, workers=1)
 
 
 @pytest.fixture

@@ -16,7 +16,14 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Sequen
 
 from unisolo.structures import STUFF_IGNORE, Batch, Sample, Target
 
-__all__ = ["SIZE_DIVISOR", "build_loader", "collate", "padded_size", "padded_size_groups"]
+__all__ = [
+    "SIZE_DIVISOR",
+    "build_loader",
+    "collate",
+    "padded_size",
+    "padded_size_groups",
+    "start_worker",
+]
 
 Item = TypeVar("Item")
 _Key: TypeAlias = tuple[int, int, int, int]
@@ -171,7 +178,7 @@ def build_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         drop_last=drop_last and length >= batch_size,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         persistent_workers=workers > 0,
         # Its own, so that what the loader draws for its workers does not touch the order.
         generator=torch.Generator().manual_seed(seed),
@@ -220,7 +227,7 @@ class _KeyedDataset(Dataset[Sample]):
         return len(self._dataset)  # type: ignore[arg-type]
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
     """Leave signals to the parent, and keep OpenCV to one thread.
 
     A terminal sends Ctrl-C to workers too, and a scheduler its warning: the parent decides what

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Subset
 
 from unisolo.categories import Categories
 from unisolo.checkpoint import model_facts
-from unisolo.data.loader import collate, padded_size_groups
+from unisolo.data.loader import collate, padded_size_groups, start_worker
 from unisolo.devices import autocast_for, resolve_precision
 from unisolo.engine.distributed import World
 from unisolo.engine.tally import DetectionTally
@@ -80,11 +80,15 @@ def evaluate(
     evaluators: list[Evaluator] = task.make_evaluators(dataset, backend=backend)
     indices = range(world.rank, len(dataset), world.size)
     loader: Iterable[Sample] = DataLoader(
-        Subset(dataset, indices), batch_size=None, num_workers=workers
+        Subset(dataset, indices),
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=start_worker,
     )
     dtype = resolve_precision(precision, world.device)
     done, tally = 0, DetectionTally()
-    for group in padded_size_groups(loader, batch_size, lambda sample: sample.meta.input_size):
+    samples = _told_if_killed(loader)
+    for group in padded_size_groups(samples, batch_size, lambda sample: sample.meta.input_size):
         batch = collate(group).to(world.device, non_blocking=True)
         with autocast_for(dtype, world.device):
             results = [result.cpu() for result in run_batch(model, task, batch)]
@@ -98,6 +102,19 @@ def evaluate(
     if warning is not None and world.is_main:
         warnings.warn(warning, stacklevel=2)
     return _finish(evaluators, world, out)
+
+
+def _told_if_killed(loader: Iterable[Sample]) -> Iterator[Sample]:
+    """Hand samples on; say it plainly when the system has killed a loader process."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise OSError(
+            f"a loader process was killed during the evaluation ({str(error).splitlines()[0]}). "
+            "The system does that when memory runs out: lower data.workers or the batch size"
+        ) from None
 
 
 def check_categories(found: Categories, task: TaskAdapter) -> None:
