@@ -194,7 +194,7 @@ def id_twice(copy: Copy) -> tuple[str, str]:
 
 
 def box_moved(entry: dict[str, Any]) -> None:
-    entry["bbox"] = [entry["bbox"][0] + 7, *entry["bbox"][1:]]
+    entry["bbox"] = [entry["bbox"][0] - 7, *entry["bbox"][1:]]
 
 
 def polygons(*polygon: list[Any]) -> Callable[[dict[str, Any]], None]:

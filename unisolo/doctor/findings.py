@@ -9,7 +9,7 @@ from typing import Any
 
 from unisolo.doctor.codes import CODES, Severity
 
-__all__ = ["Evidence", "Finding", "Findings", "short"]
+__all__ = ["Evidence", "Finding", "Findings", "bare", "printable", "short"]
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,7 @@ class Findings:
             **facts: Further attributes of `Finding`.
         """
         shown = file.relative_to(self.root) if file.is_relative_to(self.root) else file
-        name = shown.as_posix()
-        # Letters that steer a terminal must not reach it.
-        name = name if name.isprintable() else ascii(name)
+        name = printable(shown.as_posix())
         self._by_code[code].append(Finding(code, self.split, name, message, **facts))
 
     def __iter__(self) -> Iterator[Finding]:
@@ -145,6 +143,16 @@ class Findings:
     def count(self, severity: Severity) -> int:
         """Return how many findings are of a severity."""
         return sum(finding.severity is severity for finding in self)
+
+
+def bare(error: Exception, path: Path) -> str:
+    """Return a reader's sentence without the file and the fix, which a finding names already."""
+    return str(error).removeprefix(f"{path}: ").rsplit("; ", 1)[0]
+
+
+def printable(text: str) -> str:
+    """Return a name from a file for people: letters that steer a terminal must not reach it."""
+    return text if text.isprintable() else ascii(text)
 
 
 def short(value: Any) -> str:

@@ -63,8 +63,7 @@ def _groups(report: Report) -> list[dict[str, Any]]:
             if len(uri) > room:
                 break
             room -= len(uri)
-            where = f"{finding.file}, {finding.entry}" if finding.entry else finding.file
-            text = f"{where}: {finding.message[:_LONGEST]}"
+            text = f"{finding.entry or finding.file}: {finding.message[:_LONGEST]}"
             pictures.append({"uri": uri, "text": text})
         severity, what, fix, mend = CODES[code]
         groups.append(

@@ -20,7 +20,7 @@ from unisolo.doctor.annotations import (
     is_crowd_flag,
 )
 from unisolo.doctor.entries import ImageEntry, Images, is_id
-from unisolo.doctor.findings import Evidence, Findings, short
+from unisolo.doctor.findings import Evidence, Findings, bare, short
 
 __all__ = ["Panoptic", "check_panoptic"]
 
@@ -163,7 +163,7 @@ class _Checker:
         try:
             ids = read_segment_ids(self._png, record)
         except DatasetError as error:
-            self.say(error.code, _without_path(error), file=self._png)
+            self.say(error.code, bare(error, self._png), file=self._png)
             return None
         segments, void = self._compare(segments, ids)
         return {**entry, "segments_info": list(segments.values())}, self._png, void
@@ -255,8 +255,3 @@ class _Checker:
             self.say("segment-area-off", message, segment=entry["id"])
             entry = {**entry, "area": area}
         return entry
-
-
-def _without_path(error: DatasetError) -> str:
-    """The sentence alone: a finding names its file already."""
-    return str(error).split(": ", 1)[-1]

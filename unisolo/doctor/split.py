@@ -19,7 +19,7 @@ from unisolo.doctor.entries import (
     check_images,
     is_id,
 )
-from unisolo.doctor.findings import Evidence, Findings
+from unisolo.doctor.findings import Evidence, Findings, bare
 from unisolo.doctor.pictures import Picture, look_at
 from unisolo.doctor.segments import Panoptic, check_panoptic
 
@@ -131,7 +131,7 @@ def _read(path: Path, trees: dict[Path, dict[str, Any]], log: Findings) -> None:
     try:
         trees[path] = read_lists(path)
     except DatasetError as error:
-        log.add("json-unusable", path, str(error).split(": ", 1)[-1])
+        log.add("json-unusable", path, bare(error, path))
 
 
 def _isthing_guess(trees: dict[Path, dict[str, Any]], layout: CocoLayout) -> Callable[[int], bool]:
@@ -185,7 +185,7 @@ def _check_image_files(
             listed.items(), look_at(list(listed), on_image), strict=True
         ):
             if isinstance(found, ImageError):
-                log.add(found.code, path, str(found).split(": ", 1)[-1], image_id=image_id)
+                log.add(found.code, path, bare(found, path), image_id=image_id)
                 broken.add(path)
             else:
                 split.pictures[path] = found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -111,6 +111,19 @@ def objects_of(split: Split) -> Iterator[dict[str, Any]]:
                 yield {**segment, "image_id": entry["image_id"]}
 
 
+def _histogram(
+    categories: Mapping[int, Mapping[str, Any]], counts: Mapping[int, int]
+) -> dict[str, int]:
+    """Counts by name, the largest first; names that repeat are told apart by their ids."""
+    names = Counter(str(entry["name"]) for entry in categories.values())
+    histogram: dict[str, int] = {}
+    for category_id in sorted(categories, key=lambda category_id: -counts[category_id]):
+        name = str(categories[category_id]["name"])
+        unique = name if names[name] == 1 else f"{name} (id {category_id})"
+        histogram[unique] = counts[category_id]
+    return histogram
+
+
 def measure_split(split: Split, config: Config, *, advise: bool) -> Statistics:
     """Count what a split holds.
 
@@ -147,12 +160,7 @@ def measure_split(split: Split, config: Config, *, advise: bool) -> Statistics:
         crowd=len(objects) - len(mine),
         empty_images=len(file.images.usable) - len(per_image),
         most_objects=max(per_image.values(), default=0),
-        categories={
-            str(entry["name"]): counts[category_id]
-            for category_id, entry in sorted(
-                file.categories.items(), key=lambda item: -counts[item[0]]
-            )
-        },
+        categories=_histogram(file.categories, counts),
         sizes={
             "small": int((areas < _SMALL).sum()),
             "medium": int(((areas >= _SMALL) & (areas < _MEDIUM)).sum()),

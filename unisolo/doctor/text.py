@@ -9,7 +9,7 @@ from rich.text import Text
 
 from unisolo.doctor.codes import CODES, Severity
 from unisolo.doctor.examine import Report
-from unisolo.doctor.findings import Finding
+from unisolo.doctor.findings import Finding, printable
 from unisolo.doctor.statistics import QUANTILES, Statistics
 
 __all__ = ["print_report", "summary"]
@@ -26,7 +26,7 @@ def summary(report: Report) -> str:
         f"{count} {severity.value}{'' if count == 1 else 's'}" for severity, count in counts.items()
     )
     end = "it cannot be trained on as it is" if report.errors else "it can be trained on"
-    return f"{report.root}: {said}; {end}"
+    return f"{printable(str(report.root))}: {said}; {end}"
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -39,13 +39,10 @@ def print_report(report: Report, console: Console) -> None:
     groups = report.findings.groups()
     if groups:
         table = Table(title="Findings", title_justify="left", show_lines=True, expand=True)
-        table.add_column("code", no_wrap=True)
         table.add_column("count", justify="right", no_wrap=True)
-        table.add_column("what, where, what to do", ratio=1, overflow="fold")
+        table.add_column("code, what, where, what to do", ratio=1, overflow="fold")
         for code, found in groups.items():
-            style = _COLORS[CODES[code].severity]
-            label = Text.assemble((code, style), "\n", (CODES[code].severity.value, style))
-            table.add_row(label, str(len(found)), _group(code, found))
+            table.add_row(str(len(found)), _group(code, found))
         console.print(table)
     for name, numbers in report.statistics.items():
         _print_statistics(name, numbers, console)
@@ -54,7 +51,9 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def _group(code: str, found: list[Finding]) -> Group:
-    lines: list[Text | Padding] = [Text(CODES[code].what)]
+    severity = CODES[code].severity
+    head = Text.assemble((f"{severity.value} {code}", _COLORS[severity]), f": {CODES[code].what}")
+    lines: list[Text | Padding] = [head]
     for finding in found[:_EXAMPLES]:
         where = f"{finding.file}, {finding.entry}" if finding.entry else finding.file
         lines.append(Padding(Text(f"{where}: {finding.message}", "dim"), (0, 0, 0, 2)))
@@ -68,10 +67,10 @@ def _print_statistics(name: str, numbers: Statistics, console: Console) -> None:
     console.print(Text(f"\nSplit {name}", "bold"))
     console.print(
         f"{numbers.images} images ({numbers.empty_images} without objects), {numbers.objects} "
-        f"objects (at most {numbers.most_objects} in an image), {numbers.crowd} crowd regions"
+        f"objects (at most {numbers.most_objects} in an image), crowd regions: {numbers.crowd}"
     )
     names = list(numbers.categories.items())
-    shown = ", ".join(f"{category} {count}" for category, count in names[:_CATEGORIES])
+    shown = ", ".join(f"{printable(category)} {count}" for category, count in names[:_CATEGORIES])
     more = f" and {len(names) - _CATEGORIES} more" if len(names) > _CATEGORIES else ""
     console.print(Text(f"categories: {shown}{more}"))
     if not numbers.sides:
