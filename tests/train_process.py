@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,13 +30,9 @@ TIMES = {"images_per_second", "data_share", "memory_gib", "seconds_left"}
 
 
 def torchrun(processes: int, *options: str) -> tuple[str, ...]:
-    """The launcher's arguments; a free port, so that tests can run side by side."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    """The launcher's arguments; it finds a free port itself, so tests can run side by side."""
     return (
-        "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
-        "--master-addr", "127.0.0.1", "--master-port", str(port), *options,
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *options
     )  # fmt: skip
 
 
@@ -47,10 +43,7 @@ def start(
     launcher: Sequence[str] = (),
     before: Callable[[], None] | None = None,
 ) -> subprocess.Popen[str]:
-    """Start a training of the tiny model; arguments are options, then key=value settings.
-
-    It gets a process group of its own, so that `kill_all` reaches loaders and launcher too.
-    """
+    """Start a training of the tiny model; arguments are options, then key=value settings."""
     command = [
         sys.executable, *launcher, str(ROOT / "tools" / "train.py"), "--config", str(_recipe()),
         "--data", str(data), "--out", str(out), *arguments,
@@ -61,7 +54,6 @@ def start(
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
         preexec_fn=before,
     )
 
@@ -90,8 +82,23 @@ def run(
 
 
 def kill_all(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
-    """Send a signal to the process, its launcher and its loaders."""
-    os.killpg(process.pid, number)
+    """Send a signal to the process and to all it has started: a machine that fails spares none."""
+    for pid in [process.pid, *descendants(process.pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def children(pid: int) -> list[int]:
+    """Process ids of the children, oldest first."""
+    try:
+        return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids of the children, their children, and so on (torchrun's have other groups)."""
+    return [n for child in children(pid) for n in (child, *descendants(child))]
 
 
 def wait_for_step(out: Path, step: int, process: subprocess.Popen[str], limit: float = 120) -> None:

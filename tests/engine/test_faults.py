@@ -5,6 +5,7 @@ Each row of the table in docs/reliability.md names one of these tests (or one be
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -21,7 +22,7 @@ import pytest
 import torch
 from tiny_coco import write_tiny_coco
 from tiny_model import VALUES, tiny_config
-from train_process import differences, newest, rows, run, start, wait_for_step
+from train_process import descendants, differences, newest, rows, run, start, wait_for_step
 
 from unisolo import load_model
 from unisolo.build import build_dataset
@@ -39,11 +40,6 @@ from unisolo.tasks import TASKS
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     return generate_shapes(root, num_train=7, num_val=3, image_size=(64, 64), seed=5)
-
-
-def descendants(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children]
 
 
 def test_a_killed_loader_process_changes_nothing(data: Path, tmp_path: Path) -> None:
@@ -64,7 +60,8 @@ def test_loaders_that_are_killed_again_and_again_end_the_run(data: Path, tmp_pat
     end = time.monotonic() + 90
     while process.poll() is None and time.monotonic() < end:
         for child in descendants(process.pid):
-            os.kill(child, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
         time.sleep(0.001)
     text, _ = process.communicate(timeout=30)
     assert process.returncode == 2, text

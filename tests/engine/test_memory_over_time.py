@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
 
 import pytest
 from tiny_model import tiny_config
-from train_process import newest, rows, start
+from train_process import descendants, newest, rows, start
 
 from unisolo import load_model
 from unisolo.build import build_dataset
 from unisolo.data.shapes import generate_shapes
 from unisolo.engine.distributed import World
 from unisolo.engine.evaluate import evaluate
+from unisolo.engine.train import train
 from unisolo.tasks import TASKS
 
 MIB = 2**20
 
 
 def resident(pid: int) -> int:
-    """Resident memory of a process and its loaders, in bytes; 0 when it is gone."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE") + sum(resident(int(child)) for child in children)
+    """Resident memory of a process and its loaders, in bytes."""
+    pages = 0
+    for one in [pid, *descendants(pid)]:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            pages += int(Path(f"/proc/{one}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.slow
@@ -72,8 +73,6 @@ def test_evaluating_five_thousand_images(tmp_path: Path) -> None:
             for entry in annotations
         ]
         path.write_text(json.dumps(content))
-    from unisolo.engine.train import train
-
     config = tiny_config(
         f"data.root={data}", f"train.out={tmp_path / 'run'}", "train.steps=1", "data.max_images=25"
     )

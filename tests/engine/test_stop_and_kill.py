@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from train_process import (
+    children,
     differences,
     kill_all,
     lasting,
@@ -52,7 +53,7 @@ def test_a_signal_ends_the_run_with_its_state_saved(
     settings = ("train.steps=400", "train.checkpoint_every=1000", "data.workers=1")
     process = start(tmp_path / "run", data, *settings)
     wait_for_step(tmp_path / "run", 3, process)
-    kill_all(process, number)  # the whole group, as a terminal or a scheduler does
+    kill_all(process, number)  # loaders too, as a terminal or a scheduler does
     text, _ = process.communicate(timeout=60)
     assert process.returncode == code, text
     assert f"stopped by {number.name} after step" in text
@@ -111,7 +112,7 @@ def test_kill_9_at_random_moments_changes_nothing(
         if process.poll() is not None:
             break
         kill_all(process)
-        process.communicate()
+        process.communicate()  # returns when all that hold its output are gone
         kills += 1
         states = StateFolder(out).paths()
         logged = max((row["step"] for row in rows(out)), default=0)
@@ -152,8 +153,7 @@ def test_torchrun_restarts_go_on_by_themselves(data: Path, tmp_path: Path) -> No
     process = start(out, data, *settings, launcher=launcher)
     wait_for_step(out, 7, process)
     # One training process dies as of the kernel's memory killer; the launcher starts both anew.
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
+    os.kill(children(process.pid)[-1], signal.SIGKILL)
     text, _ = process.communicate(timeout=280)
     assert process.returncode == 0, text
     assert "resuming from" in text

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from unisolo.devices import resolve_device
 
@@ -96,7 +98,13 @@ def join_world(device: str = "auto") -> Iterator[World]:
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_PATIENCE)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    store, _, _ = next(rendezvous("env://", timeout=_PATIENCE))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        # torchrun keeps one store over its restarts, with the addresses of the processes that died
+        # still in it. Nodes may count restarts differently, so only one node can tell them apart.
+        store = PrefixStore(f"restart_{restart_count()}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     try:
         yield World(rank=rank, size=size, device=chosen)
     finally:

@@ -86,13 +86,14 @@ def train(
         OSError: If a file cannot be written, or loader processes are killed again and again.
         ValueError: If the data set is broken; the message names file and entry.
     """
-    if restart_count() > 0:
-        resume, overwrite = "auto", False
     with (
         _deterministic(config.train.deterministic),
         join_world(config.train.device) as world,
         StopRequest() as stop,
     ):
+        (restarted,) = world.any(restart_count() > 0)  # nodes may count differently
+        if restarted:
+            resume, overwrite = "auto", False
         states = StateFolder(config.train.out, keep=config.train.keep_checkpoints)
         path, state = _state_to_resume(states, world, resume)
         may_replace = overwrite or resume == "auto"
