@@ -293,7 +293,7 @@ def doctor(
     overfit: Annotated[
         int | None, typer.Option(min=1, help="Instead: can N training images be learned at all?")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of --overfit.")] = 250,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of --overfit.")] = 150,
     debug: DebugOption = False,
 ) -> None:
     """Check a data set: everything wrong with it, how to mend it, and what the grids make of it.

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from unisolo.build import build_dataset
 from unisolo.doctor.command import doctor_config
 from unisolo.engine.train import train
 
@@ -64,7 +65,7 @@ def check_learning(
     *,
     task: str | None = None,
     images: int = 8,
-    steps: int = 250,
+    steps: int = 150,
     config: Path | None = None,
     overrides: Iterable[str] = (),
 ) -> Verdict:
@@ -103,7 +104,9 @@ def check_learning(
             root, task=task, config=config, overrides=(*recipe, *run, *overrides)
         )
         data = settings.data.model_copy(update={"val_split": settings.data.train_split})
-        summary = train(settings.model_copy(update={"data": data}))
+        settings = settings.model_copy(update={"data": data})
+        images = len(build_dataset(settings, split="train"))  # the data set may have fewer
+        summary = train(settings)
     metrics = summary.metrics
     name = next(name for name in _ENOUGH if name in metrics)
     score, enough = metrics[name], _ENOUGH[name]

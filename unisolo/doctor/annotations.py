@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from unisolo.data import segmentation as masks
+from unisolo.data.coco_files import finite_numbers
 from unisolo.doctor.entries import Images, is_id
 from unisolo.doctor.findings import Evidence, Findings, short
 
@@ -16,7 +17,6 @@ __all__ = [
     "area_is_off",
     "box_distance",
     "check_annotations",
-    "is_box",
     "is_crowd_flag",
 ]
 
@@ -39,13 +39,6 @@ class _Mask:
     area: int
     box: tuple[float, ...]
     exact: bool
-
-
-def is_box(box: Any) -> TypeGuard[list[float]]:
-    """Whether a JSON value is [x, y, width, height] in finite numbers."""
-    if not isinstance(box, list) or len(box) != 4:
-        return False
-    return all(isinstance(side, (int, float)) and abs(side) < _HUGE for side in box)
 
 
 def is_crowd_flag(value: Any) -> bool:
@@ -163,8 +156,8 @@ class _Checker:
         image = self._images.usable.get(image_id)
         known = is_id(category_id) and category_id in things
         if not known:
-            box = entry.get("bbox")
-            shown: dict[str, Any] = {"box": tuple(box)} if is_box(box) else {}
+            box: Any = entry.get("bbox")
+            shown: dict[str, Any] = {"box": tuple(box)} if finite_numbers(box, 4) else {}
             self.say("category-unknown", f"category_id {short(category_id)}", **shown)
         if not is_crowd_flag(entry.get("iscrowd", 0)):
             self.say("crowd-kind", f"iscrowd {short(entry['iscrowd'])}")
@@ -206,7 +199,7 @@ class _Checker:
     def _check_mask(self, size: tuple[int, int]) -> _Mask | None:
         segmentation = self._entry.get("segmentation")
         box = self._entry.get("bbox")
-        shown: dict[str, Any] = {"box": tuple(box)} if is_box(box) else {}
+        shown: dict[str, Any] = {"box": tuple(box)} if finite_numbers(box, 4) else {}
         try:
             usable = masks.usable(segmentation)
             if usable is None:
@@ -255,7 +248,7 @@ class _Checker:
         if box is None:
             self.say("box-missing", "no bbox", mask_box=mask.box)
             return True
-        if not is_box(box):
+        if not finite_numbers(box, 4):
             self.say("box-kind", f"bbox {short(box)}", mask_box=mask.box)
             return True
         far = box_distance(box, mask.box)
@@ -275,7 +268,7 @@ class _Checker:
         """What can be said of a box without its mask."""
         if box is None:
             self.say("box-missing", "no bbox")
-        elif not is_box(box):
+        elif not finite_numbers(box, 4):
             self.say("box-kind", f"bbox {short(box)}")
         else:
             beyond = max(-box[0], -box[1], box[0] + box[2] - size[1], box[1] + box[3] - size[0])

@@ -59,7 +59,7 @@ class Images:
 
 def is_id(value: Any) -> TypeGuard[int]:
     """Whether a JSON value is a whole number (and not true or false)."""
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    return type(value) is int and -(2**63) < value < 2**63
 
 
 def check_images(file: Path, entries: list[Any], image_dir: Path, log: Findings) -> Images:

@@ -122,7 +122,7 @@ class Findings:
         """
         shown = file.relative_to(self.root) if file.is_relative_to(self.root) else file
         name = printable(shown.as_posix())
-        self._by_code[code].append(Finding(code, self.split, name, message, **facts))
+        self._by_code[code].append(Finding(code, self.split, name, printable(message), **facts))
 
     def __iter__(self) -> Iterator[Finding]:
         for found in self._by_code.values():

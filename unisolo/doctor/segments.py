@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from unisolo.data.coco_files import DatasetError, path_inside
+from unisolo.data.coco_files import DatasetError, finite_numbers, path_inside
 from unisolo.data.coco_panoptic import read_segment_ids
 from unisolo.data.raw import MAX_OBJECTS, areas_and_boxes
 from unisolo.doctor.annotations import (
     BOX_TOLERANCE,
     area_is_off,
     box_distance,
-    is_box,
     is_crowd_flag,
 )
 from unisolo.doctor.entries import ImageEntry, Images, is_id
@@ -235,12 +234,13 @@ class _Checker:
         self, entry: dict[str, Any], area: int, box: tuple[int, int, int, int]
     ) -> dict[str, Any]:
         """Return a segment with box and area as they should be; report them where they are off."""
-        said, given = entry.get("bbox"), entry.get("area")
-        far = box_distance(said, box) if is_box(said) else float("inf")
+        said: Any = entry.get("bbox")
+        given = entry.get("area")
+        far = box_distance(said, box) if finite_numbers(said, 4) else float("inf")
         if far > BOX_TOLERANCE:
             message = f"bbox {short(said)}, but its pixels' is {list(box)}"
-            shown: dict[str, Any] = {"box": tuple(said)} if is_box(said) else {}
-            weight = far if is_box(said) else 0.0
+            shown: dict[str, Any] = {"box": tuple(said)} if finite_numbers(said, 4) else {}
+            weight = far if finite_numbers(said, 4) else 0.0
             self.say(
                 "segment-box-off",
                 message,

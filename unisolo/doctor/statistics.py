@@ -11,8 +11,8 @@ import numpy as np
 
 from unisolo.build import build_grid
 from unisolo.config import Config
+from unisolo.data.coco_files import positive_box
 from unisolo.data.raw import ObjectBoxes
-from unisolo.doctor.annotations import is_box
 from unisolo.doctor.coverage import (
     FEW,
     Coverage,
@@ -88,8 +88,8 @@ class SplitBoxes:
         numbers = {image_id: number for number, image_id in enumerate(sorted(file.images.usable))}
         for entry in objects_of(split):
             size = file.images.usable[entry["image_id"]].size
-            box = entry.get("bbox")
-            if size is not None and not entry.get("iscrowd") and is_box(box) and min(box[2:]) > 0:
+            box = positive_box(entry)
+            if size is not None and not entry.get("iscrowd") and box is not None:
                 rows.append([*box, *size, numbers[entry["image_id"]]])
         rows.sort(key=lambda row: row[-1])
         self._boxes = ObjectBoxes.from_rows(rows)
