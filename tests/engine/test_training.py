@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,21 @@ def test_settings_that_do_not_fit_are_errors(shapes: Path, tmp_path: Path) -> No
     for number, (override, words) in enumerate(cases.items()):
         with pytest.raises(ValueError, match=f"(?s){words}"):
             train(config_for(shapes, tmp_path / str(number), override))
+
+
+def test_faults_of_the_data_are_told_before_the_first_step(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    victim = sorted((data / "train2017").iterdir())[3]
+    victim.unlink()
+    with pytest.raises(ValueError, match=victim.name):
+        train(config_for(data, tmp_path / "out", "train.steps=7"))
+    said = capsys.readouterr().out
+    assert "data error" in said
+    assert victim.name in said
+    assert said.index("data error") < said.index("step 1/7")
 
 
 def test_accumulation_takes_the_same_number_of_images(shapes: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ import yaml
 from unisolo.build import build_dataset, build_grid, with_grid
 from unisolo.checkpoint import save_model
 from unisolo.config import Config, ConfigError, config_to_dict
+from unisolo.doctor import brief
 from unisolo.engine.distributed import World, join_world, restart_count
 from unisolo.engine.evaluate import check_categories, evaluate
 from unisolo.engine.feed import BatchFeed
@@ -123,6 +124,9 @@ def train(
             introduce(run, train_set, val_set, log)
             _write_config(run)
             log.say(coverage_line(train_set, config, run.model.grid))
+            if world.is_main:
+                for sentence in brief(config):
+                    log.say(sentence)
             _loop(run, train_set, val_set, log, stop)
         return TrainSummary(
             config.train.out / "model.safetensors",
@@ -275,8 +279,8 @@ def _evaluate(run: Run, dataset: Any, log: RunLogger, stop: StopRequest) -> None
     run.evaluated = run.step
     log.log(run.step, run.metrics)
     names = _headline(run.metrics)
-    brief = "  ".join(f"{name} {run.metrics[name]:.1f}" for name in names)
-    log.say(f"evaluation at step {run.step}: {brief}  ({time.monotonic() - begin:.0f} s)")
+    scores = "  ".join(f"{name} {run.metrics[name]:.1f}" for name in names)
+    log.say(f"evaluation at step {run.step}: {scores}  ({time.monotonic() - begin:.0f} s)")
     score = run.metrics[names[0]]
     if settings.eval_every and score > run.best:
         run.best = score
