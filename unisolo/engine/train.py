@@ -104,6 +104,9 @@ def train(
                 "--overwrite to replace it, or another train.out"
             )
         seed_all(config.train.seed)
+        if world.is_main and config.data.root is not None:
+            for sentence in brief(config):  # all faults; the readers below stop at the first
+                print(sentence, file=sys.stderr, flush=True)
         config, task, train_set, val_set = _load(config)
         if state is not None:
             check_state(path, state, config, task.categories)
@@ -124,9 +127,6 @@ def train(
             introduce(run, train_set, val_set, log)
             _write_config(run)
             log.say(coverage_line(train_set, config, run.model.grid))
-            if world.is_main:
-                for sentence in brief(config):
-                    log.say(sentence)
             _loop(run, train_set, val_set, log, stop)
         return TrainSummary(
             config.train.out / "model.safetensors",
