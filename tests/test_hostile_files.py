@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_hostile_images import in_time as in_time  # every test here under its clock
-from tiny_coco import MIXED, SPLIT, write_tiny_coco
+from tiny_coco import HEIGHT, MIXED, SPLIT, write_tiny_coco
 from tiny_model import CATEGORIES, tiny_model
 
 from unisolo import load_config, load_model, save_model
@@ -251,6 +251,38 @@ def test_evaluation_never_writes_outside_its_folder(tmp_path: Path) -> None:
     truth["annotations"][0]["file_name"] = "../../outside.png"
     with pytest.raises(ValueError, match=r"outside\.png.*which points outside"):
         PanopticEvaluator(truth, dataset.panoptic_dir, dataset.categories)
+
+
+def test_fields_that_no_metric_needs_may_hold_anything(tmp_path: Path) -> None:
+    """An evaluation must not end hours later on a licence that is a list."""
+    from unisolo.tasks import TASKS
+
+    tiny = write_tiny_coco(tmp_path)
+    tiny.panoptic, tiny.instances = json.loads(json.dumps([tiny.panoptic, tiny.instances]))
+    expected = [dict(segment) for segment in tiny.segments(MIXED)]
+    for tree in (tiny.panoptic, tiny.instances):
+        for image in tree["images"]:
+            image.update(license=["x"], date_captured=7, flickr_url={}, height=float(HEIGHT))
+        tree["info"] = [1]
+    for segment, bad in zip(tiny.segments(MIXED), ["x", None, -5, [1], float("nan")], strict=False):
+        segment["area"], segment["bbox"] = bad, "none"
+    tiny.write()
+    dataset = CocoPanoptic.from_root(tiny.root, SPLIT)
+    truth = dataset.panoptic_ground_truth()
+    (mixed,) = (entry for entry in truth["annotations"] if entry["image_id"] == MIXED)
+    areas = {segment["id"]: segment["area"] for segment in mixed["segments_info"]}
+    assert areas == {segment["id"]: segment["area"] for segment in expected}
+    with pytest.warns(UserWarning, match="never given to the evaluator"):
+        for evaluator in TASKS["panoptic"](dataset.categories).make_evaluators(dataset):
+            assert all(value == 0 or value != value for value in evaluator.compute().values())
+
+
+def test_no_images_is_nothing_to_score(tmp_path: Path) -> None:
+    from unisolo.evaluation.panoptic import PanopticEvaluator
+
+    truth: dict[str, Any] = {"images": [], "annotations": []}
+    metrics = PanopticEvaluator(truth, tmp_path, CATEGORIES).compute()
+    assert all(value != value for value in metrics.values())  # NaN
 
 
 def test_a_png_of_another_size_is_not_decoded(tmp_path: Path) -> None:

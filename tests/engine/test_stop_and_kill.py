@@ -50,7 +50,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_signal_ends_the_run_with_its_state_saved(
     number: signal.Signals, code: int, data: Path, tmp_path: Path
 ) -> None:
-    settings = ("train.steps=400", "train.checkpoint_every=1000", "data.workers=1")
+    settings = ("train.steps=80", "train.checkpoint_every=1000", "data.workers=1")
     process = start(tmp_path / "run", data, *settings)
     wait_for_step(tmp_path / "run", 3, process)
     kill_all(process, number)  # loaders too, as a terminal or a scheduler does
@@ -59,11 +59,11 @@ def test_a_signal_ends_the_run_with_its_state_saved(
     assert f"stopped by {number.name} after step" in text
     assert "--resume" in text
     last = rows(tmp_path / "run")[-1]["step"]
-    assert newest(tmp_path / "run")["step"] == last < 400
-    resumed = run(tmp_path / "run", data, *settings[:2], "--resume", "train.log_every=100")
+    assert newest(tmp_path / "run")["step"] == last < 80
+    resumed = run(tmp_path / "run", data, *settings[:2], "--resume", "train.log_every=20")
     assert "resuming from" in resumed
     assert [row["step"] for row in rows(tmp_path / "run") if "loss" in row][last:] == [
-        step for step in range(last + 1, 401) if step % 100 == 0
+        step for step in range(last + 1, 81) if step % 20 == 0
     ]
 
 

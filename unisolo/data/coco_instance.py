@@ -270,7 +270,7 @@ def _complete(entry: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, A
     if segmentation is None:
         return None
     complete = {"iscrowd": 0, **entry, "segmentation": segmentation}
-    complete["iscrowd"] = whole_number(complete["iscrowd"], "'iscrowd'")
+    complete["iscrowd"] = int(whole_number(complete["iscrowd"], "'iscrowd'") != 0)
     # Always measured: evaluators in C and Rust are not given runs or points that do not fit.
     area, (left, top, right, bottom) = masks.area_and_box(
         segmentation, int(image["height"]), int(image["width"])

@@ -16,6 +16,7 @@ from unisolo.data.coco_files import (
     CocoLayout,
     DatasetError,
     PackedRecords,
+    finite_numbers,
     group_by_image,
     path_inside,
     positive_box,
@@ -175,7 +176,11 @@ class CocoPanoptic(Dataset[Sample]):
     def panoptic_ground_truth(self) -> dict[str, Any]:
         """Return the panoptic JSON file's content for the images in use.
 
-        Its PNGs are in `panoptic_dir`.
+        Its PNGs are in `panoptic_dir`. Segments without a usable area get it from them: evaluators
+        count with it.
+
+        Raises:
+            DatasetError: If such a PNG cannot be used.
         """
         tree = read_coco(self.annotations)
         wanted = set(self.image_ids)
@@ -183,9 +188,16 @@ class CocoPanoptic(Dataset[Sample]):
             tree[key] = sorted(
                 (entry for entry in tree[key] if entry[name] in wanted), key=lambda e: e[name]
             )
+        records = {record["id"]: record for record in self._records}
         for annotation in tree["annotations"]:
-            for segment in annotation["segments_info"]:
-                segment.setdefault("iscrowd", 0)
+            segments = annotation["segments_info"]
+            for segment in segments:
+                segment["iscrowd"] = int(segment.get("iscrowd", 0))
+            if not all(_has_area(segment) for segment in segments):
+                record = records[annotation["image_id"]]
+                ids = read_segment_ids(self.panoptic_dir / record["png"], record)
+                for segment in segments:
+                    segment["area"] = int((ids == segment["id"]).sum())
         return tree
 
     def _read_categories(self, entries: list[dict[str, Any]]) -> Categories:
@@ -293,6 +305,11 @@ class CocoPanoptic(Dataset[Sample]):
                 "bbox": [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1],
                 "segmentation": encode(mask),
             }
+
+
+def _has_area(segment: Mapping[str, Any]) -> bool:
+    area = segment.get("area")
+    return finite_numbers([area], 1) and area is not None and area >= 0
 
 
 def read_segment_ids(path: Path, record: Mapping[str, Any]) -> npt.NDArray[np.int32]:

@@ -181,16 +181,23 @@ def check_state(path: Path, state: dict[str, Any], config: Config, categories: C
     Raises:
         CheckpointError: If they differ; the message lists what does.
     """
-    if Categories.from_coco(state["categories"]) != categories:
+    try:
+        same_data = Categories.from_coco(state["categories"]) == categories
+        saved, current = _flat(state["config"]), _flat(config_to_dict(config))
+        changed = [
+            f"{key}={current.get(key)!r} (was {saved.get(key)!r})"
+            for key in sorted(saved.keys() | current.keys())
+            if saved.get(key) != current.get(key) and not key.startswith(MAY_CHANGE)
+        ]
+    # Whatever a damaged file holds where categories and settings should be.
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: damaged (categories or settings cannot be read: {error!r})"
+        ) from None
+    if not same_data:
         raise CheckpointError(
             f"{path}: the run was started with other categories than the data set has now"
         )
-    saved, current = _flat(state["config"]), _flat(config_to_dict(config))
-    changed = [
-        f"{key}={current.get(key)!r} (was {saved.get(key)!r})"
-        for key in sorted(saved.keys() | current.keys())
-        if saved.get(key) != current.get(key) and not key.startswith(MAY_CHANGE)
-    ]
     if changed:
         raise CheckpointError(
             f"{path}: a run goes on with the settings it was started with, but these differ: "

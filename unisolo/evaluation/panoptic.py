@@ -23,6 +23,16 @@ from unisolo.structures import ImageMeta
 __all__ = ["CategoryQuality", "PanopticEvaluator"]
 
 
+# What the back ends need. What else a file holds may be of any kind, and one of them is strict.
+_IMAGE_FIELDS = {"id": lambda value: value, "file_name": str, "height": int, "width": int}
+_SEGMENT_FIELDS = {
+    "id": int,
+    "category_id": int,
+    "iscrowd": lambda value: int(bool(value)),
+    "area": int,
+}
+
+
 class CategoryQuality(NamedTuple):
     """Matches of one category over all images (Kirillov et al., "Panoptic Segmentation", 4.1).
 
@@ -75,9 +85,17 @@ class PanopticEvaluator:
         self._book: PredictionBook[tuple[bytes, list[dict[str, Any]]]] = PredictionBook(
             ground_truth["images"]
         )
-        self._images = list(ground_truth["images"])
+        self._images = [_plain(entry, _IMAGE_FIELDS) for entry in ground_truth["images"]]
         self._annotations = {entry["image_id"]: entry for entry in ground_truth["annotations"]}
         self._check_annotations()
+        self._annotations = {
+            image_id: {
+                "image_id": image_id,
+                "file_name": entry["file_name"],
+                "segments_info": [_plain(item, _SEGMENT_FIELDS) for item in entry["segments_info"]],
+            }
+            for image_id, entry in self._annotations.items()
+        }
 
     def reset(self) -> None:
         """Forget every prediction."""
@@ -127,6 +145,8 @@ class PanopticEvaluator:
     def compute_categories(self) -> dict[int, CategoryQuality]:
         """Return the match counts of every category, by its id."""
         self._book.warn_missing()
+        if not self._images:  # hotcoco would not take a file of no images for a panoptic one
+            return {c.id: CategoryQuality(0.0, 0, 0, 0) for c in self.categories}
         with tempfile.TemporaryDirectory(prefix="unisolo-panoptic-") as folder:
             found = []
             for image_id, prediction in self._book.items():
@@ -196,6 +216,11 @@ class PanopticEvaluator:
                     f"{place} has category id {segment['category_id']}, which is not one of the "
                     "data set's categories"
                 )
+
+
+def _plain(entry: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields there are, each of its kind."""
+    return {name: kind(entry[name]) for name, kind in fields.items() if name in entry}
 
 
 def _hotcoco(
