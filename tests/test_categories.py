@@ -51,3 +51,23 @@ def test_mistakes() -> None:
         Categories([Category(3, "a")]).label(4)
     assert 3 in Categories([Category(3, "a")])
     assert 0 not in Categories([Category(3, "a")])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"id": -1}, "from 0 to"),
+        ({"id": 10**400}, "must be|too large"),
+        ({"id": "one"}, "invalid literal"),
+        ({"id": None}, "category entry"),
+        ({"name": "\ud800"}, "encode"),
+        ({"color": [1, 2]}, "category entry"),
+        ({"color": "red"}, "category entry"),
+        ({"color": [0, 0, 256]}, r"color \[0, 0, 256\] must be three of 0\.\.255"),
+        ({"color": [10**400] * 3}, "must be three of"),
+    ],
+)
+def test_values_of_another_kind_name_their_entry(change: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Categories.from_coco([{"id": 1, "name": "cat", **change}])
+    assert [] not in Categories.from_coco([{"id": 1, "name": "cat"}])

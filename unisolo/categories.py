@@ -158,16 +158,20 @@ def _category(entry: Mapping[str, Any]) -> Category:
         number = int(entry["id"])
         color = entry.get("color")
         red, green, blue = _palette(number) if color is None else map(int, color)
+        names = str(entry["name"]), str(entry.get("supercategory", ""))
+        "".join(names).encode()  # half a character can be neither printed nor written
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"category entry {short(entry)}: {error}") from None
     if not 0 <= number < 2**63:
         raise ValueError(f"category id {number} must be from 0 to 2**63 - 1")
+    if not 0 <= min(red, green, blue) <= max(red, green, blue) <= 255:
+        raise ValueError(f"category id {number}: color {short(color)} must be three of 0..255")
     return Category(
         id=number,
-        name=str(entry["name"]),
+        name=names[0],
         isthing=bool(entry.get("isthing", 1)),
         color=(red, green, blue),
-        supercategory=str(entry.get("supercategory", "")),
+        supercategory=names[1],
     )
 
 
