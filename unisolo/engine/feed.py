@@ -78,9 +78,8 @@ class BatchFeed:
 
     def _means_killed(self, error: BaseException) -> bool:
         """Whether an error comes from a dead loader process, not from the data set."""
-        if self._config.data.workers == 0 or "Caught " in str(
-            error
-        ):  # "Caught E in DataLoader ..."
+        # What a data set raises in a worker arrives as "Caught ... in DataLoader worker process".
+        if self._config.data.workers == 0 or "Caught " in str(error):
             return False
         # Sockets and pipes to a process that died while it handed over a batch fail in their way.
         return not isinstance(error, RuntimeError) or "DataLoader worker" in str(error)

@@ -59,14 +59,13 @@ def train_step(run: Run, batches: Sequence[Batch]) -> StepResult:
     norms = list(run.model.buffers()) if settings.on_nonfinite == "skip" else []
     before = [buffer.clone() for buffer in norms]
     run.optimizer.zero_grad(set_to_none=True)
-    moved: list[Batch] = []
     try:
         moved = [part.to(run.world.device, non_blocking=True) for part in batches]
         losses = _accumulate_gradients(run, moved)
         run.scaler.unscale_(run.optimizer)
         limit = settings.clip_norm if settings.clip_norm > 0 else math.inf
         norm = nn.utils.clip_grad_norm_(run.model.parameters(), limit)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
         if not _is_out_of_memory(error):
             raise
         raise OutOfMemory(_what_was_big(run, batches)) from error
