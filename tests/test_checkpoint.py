@@ -9,15 +9,15 @@ import torch
 from safetensors.torch import save_file
 from tiny_model import CATEGORIES, tiny_model
 
-from unisolo import load_model, save_model
-from unisolo.checkpoint import CheckpointError
+from unisolo import save_model
+from unisolo.checkpoint import CheckpointError, load_checkpoint
 from unisolo.files import write_atomically, write_json
 
 
 def test_round_trip_is_exact_and_needs_only_the_file(tmp_path: Path) -> None:
     model = tiny_model("model.scale_ranges=[[1,9],[5,20],[10,40],[30,80],[60,999]]").eval()
     path = save_model(model, tmp_path / "sub" / "model.safetensors")
-    loaded = load_model(path)
+    loaded = load_checkpoint(path)
     assert loaded.categories == CATEGORIES
     assert loaded.config == model.config
     assert loaded.grid == model.grid
@@ -42,7 +42,7 @@ def test_one_changed_bit_is_noticed(tmp_path: Path) -> None:
     data[-4000] ^= 1
     path.write_bytes(bytes(data))
     with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged .*checksum"):
-        load_model(path)
+        load_checkpoint(path)
 
 
 @pytest.mark.parametrize("cut", [0, 7, 100, -1])
@@ -50,38 +50,38 @@ def test_damaged_files_are_named(tmp_path: Path, cut: int) -> None:
     path = save_model(tiny_model(), tmp_path / "model.safetensors")
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
-        load_model(path)
+        load_checkpoint(path)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such checkpoint"):
-        load_model(tmp_path / "none.safetensors")
+        load_checkpoint(tmp_path / "none.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "backbone.safetensors")
     with pytest.raises(CheckpointError, match="not a unisolo checkpoint"):
-        load_model(tmp_path / "backbone.safetensors")
+        load_checkpoint(tmp_path / "backbone.safetensors")
 
 
 def test_a_newer_format_says_so(tmp_path: Path) -> None:
     metadata = {"format": "unisolo", "format_version": "99", "config": "{}", "categories": "[]"}
     save_file({"a": torch.zeros(1)}, tmp_path / "new.safetensors", metadata=metadata)
     with pytest.raises(CheckpointError, match="newer than this package reads"):
-        load_model(tmp_path / "new.safetensors")
+        load_checkpoint(tmp_path / "new.safetensors")
 
 
 def test_metadata_that_is_damaged_is_named(tmp_path: Path) -> None:
     metadata = {"format": "unisolo", "format_version": "1", "config": "{", "categories": "[]"}
     save_file({"a": torch.zeros(1)}, tmp_path / "bad.safetensors", metadata=metadata)
     with pytest.raises(CheckpointError, match="metadata is damaged"):
-        load_model(tmp_path / "bad.safetensors")
+        load_checkpoint(tmp_path / "bad.safetensors")
 
 
 def test_a_task_without_its_branch_is_refused(tmp_path: Path) -> None:
     path = save_model(tiny_model("task=instance"), tmp_path / "instance.safetensors")
-    assert load_model(path, task="detection").config is not None
+    assert load_checkpoint(path, task="detection").config is not None
     with pytest.raises(CheckpointError, match=r"has no\s+stuff branch"):
-        load_model(path, task="panoptic")
+        load_checkpoint(path, task="panoptic")
     with pytest.raises(ValueError, match="unknown task 'boxes'"):
-        load_model(path, task="boxes")
+        load_checkpoint(path, task="boxes")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from test_hostile_images import in_time as in_time  # every test here under its 
 from tiny_coco import HEIGHT, MIXED, SPLIT, write_tiny_coco
 from tiny_model import CATEGORIES, tiny_model
 
-from unisolo import load_config, load_model, save_model
-from unisolo.checkpoint import CheckpointError
+from unisolo import load_config, save_model
+from unisolo.checkpoint import CheckpointError, load_checkpoint
 from unisolo.config import ConfigError, config_to_dict
 from unisolo.data import CocoInstance, CocoPanoptic
 from unisolo.data.coco_files import DatasetError, read_coco
@@ -340,7 +340,7 @@ def config_with(**sections: Any) -> str:
 def test_hostile_metadata(checkpoint: Path, tmp_path: Path, change: Any, words: str) -> None:
     path = changed(checkpoint, tmp_path / "m.safetensors", **change)
     with pytest.raises(CheckpointError, match=words) as caught:
-        load_model(path)
+        load_checkpoint(path)
     assert str(caught.value).startswith(f"{path}: ")
 
 
@@ -352,11 +352,11 @@ def test_a_model_larger_than_its_file_is_never_allocated(
 ) -> None:
     path = changed(checkpoint, tmp_path / "m.safetensors", config=config_with(model=model))
     with pytest.raises(CheckpointError, match="do not fit its configuration"):
-        load_model(path)
+        load_checkpoint(path)
     many = [{"id": n, "name": "x", "isthing": 1} for n in range(20_000)]
     path = changed(checkpoint, tmp_path / "n.safetensors", categories=json.dumps(many))
     with pytest.raises(CheckpointError, match="do not fit its configuration"):
-        load_model(path)
+        load_checkpoint(path)
 
 
 def test_hostile_weights(checkpoint: Path, tmp_path: Path) -> None:
@@ -371,16 +371,16 @@ def test_hostile_weights(checkpoint: Path, tmp_path: Path) -> None:
     ):
         path = changed(checkpoint, tmp_path / "m.safetensors", tensors={name: tensor})
         with pytest.raises(CheckpointError, match=words):
-            load_model(path)
+            load_checkpoint(path)
     path = changed(checkpoint, tmp_path / "m.safetensors", tensors={"extra": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="has the unknown 1 tensors"):
-        load_model(path)
+        load_checkpoint(path)
 
 
 def test_checkpoints_that_are_no_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.safetensors")
     for path in (tmp_path / "pipe.safetensors", Path("/dev/zero")):
         with pytest.raises(CheckpointError, match="not a regular file"):
-            load_model(path)
+            load_checkpoint(path)
     with pytest.raises(CheckpointError, match="a folder, not a checkpoint file"):
-        load_model(tmp_path)
+        load_checkpoint(tmp_path)

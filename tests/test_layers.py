@@ -18,6 +18,7 @@ LEVELS = [
     {"tasks"},
     {"build"},
     {"checkpoint", "doctor"},
+    {"zoo"},
     {"thresholds"},
     {"engine", "predictor"},
     {"predict_files", "compare", "overfit"},

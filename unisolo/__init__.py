@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unisolo.build import build_model
     from unisolo.categories import Categories, Category
-    from unisolo.checkpoint import load_model, save_model
+    from unisolo.checkpoint import save_model
     from unisolo.config import Config, load_config
     from unisolo.models import UniSolo
     from unisolo.ops.matrix_nms import matrix_nms
     from unisolo.predictor import Predictor
     from unisolo.results import Result, Segment
+    from unisolo.zoo import load_model
 
 __all__ = [
     "Categories",
@@ -53,7 +54,7 @@ _HOMES = {
     "UniSolo": "unisolo.models",
     "build_model": "unisolo.build",
     "load_config": "unisolo.config",
-    "load_model": "unisolo.checkpoint",
+    "load_model": "unisolo.zoo",
     "matrix_nms": "unisolo.ops.matrix_nms",
     "save_model": "unisolo.checkpoint",
 }

@@ -21,7 +21,7 @@ from unisolo.models import UniSolo
 from unisolo.reading import file_problem, parse_json
 from unisolo.tasks import get_task
 
-__all__ = ["CheckpointError", "check_task", "load_model", "model_facts", "save_model"]
+__all__ = ["CheckpointError", "check_task", "load_checkpoint", "model_facts", "save_model"]
 
 FORMAT = "unisolo"
 FORMAT_VERSION = 1
@@ -39,7 +39,7 @@ def save_model(
     The file appears whole or not at all: it is written beside its place, synced and renamed.
 
     Args:
-        model: A model made by `build_model` or `load_model`.
+        model: A model made by `build_model` or `load_checkpoint`.
         path: Where to; the suffix should be `.safetensors`.
         state_dict: Other weights of the same model, e.g. averaged ones.
 
@@ -80,7 +80,7 @@ def model_facts(model: UniSolo) -> tuple[Config, Categories]:
     return model.config, model.categories
 
 
-def load_model(
+def load_checkpoint(
     source: str | Path, *, task: str | None = None, device: str | torch.device = "cpu"
 ) -> UniSolo:
     """Load a model from a file written by `save_model`, in evaluation mode.

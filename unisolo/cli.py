@@ -128,7 +128,9 @@ def train(
 @app.command()
 @_friendly
 def evaluate(
-    checkpoint: Annotated[Path, typer.Option(help="A model.safetensors.")],
+    checkpoint: Annotated[
+        Path, typer.Option(help="A model.safetensors, or a name from the model table.")
+    ],
     data: Annotated[Path, typer.Option(help="COCO-layout folder.")],
     split: Annotated[str | None, typer.Option(help="Default: the checkpoint's val split.")] = None,
     task: TaskOption = None,
@@ -150,11 +152,12 @@ def evaluate(
     Example: evaluate.py --checkpoint runs/quickstart/model.safetensors --data runs/shapes
     """
     from unisolo.build import build_dataset
-    from unisolo.checkpoint import load_model, model_facts
+    from unisolo.checkpoint import model_facts
     from unisolo.config import config_to_dict, load_config
     from unisolo.engine.distributed import join_world
     from unisolo.engine.evaluate import evaluate as run_evaluation
     from unisolo.tasks import get_task
+    from unisolo.zoo import load_model
 
     with join_world(device) as world:
         _check_overrides(overrides or ())
@@ -188,7 +191,9 @@ def evaluate(
 @_friendly
 def predict(
     source: Annotated[Path, typer.Argument(help="An image, or a folder.", metavar="IMAGE|FOLDER")],
-    checkpoint: Annotated[Path, typer.Option(help="A model.safetensors.")],
+    checkpoint: Annotated[
+        Path, typer.Option(help="A model.safetensors, or a name from the model table.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for overlays and JSON files.")],
     task: TaskOption = None,
     score_threshold: Annotated[

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unisolo.checkpoint import check_task, load_model, model_facts
+from unisolo.checkpoint import check_task, model_facts
 from unisolo.data.images import ImageError, ImageInput, to_rgb_array
 from unisolo.data.loader import collate, padded_size_groups
 from unisolo.data.raw import RawSample
@@ -24,6 +24,7 @@ from unisolo.results import Result
 from unisolo.structures import Batch, ImageMeta, Outputs, Sample
 from unisolo.tasks import get_task
 from unisolo.thresholds import Thresholds, settings_of_call
+from unisolo.zoo import load_model
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -51,9 +52,9 @@ class Predictor:
     Nothing is remembered between calls. Several threads may share a predictor.
 
     Args:
-        model: Path of a checkpoint, or a model made by `build_model` or `load_model`. A model is
-            used as it is, not copied: it is put in evaluation mode, and on `device` if one is
-            named.
+        model: Path of a checkpoint; a name from `unisolo.list_models`, whose weights are fetched
+            on first use; or a model made by `build_model` or `load_model`. A model is used as it
+            is, not copied: it is put in evaluation mode, and on `device` if one is named.
         task: "panoptic", "instance" or "detection"; None = the one it was trained for.
         device: "auto" = CUDA, else MPS, else CPU (for a model: where it is); or any torch device.
         dtype: Compute precision: "auto" (fp32 on CPU; bf16 on a GPU that has it, else fp16),
@@ -87,10 +88,11 @@ class Predictor:
             if device != "auto":
                 model.to(resolve_device(device))
         elif isinstance(model, (str, os.PathLike)):
-            model = load_model(Path(model), task=task, device=resolve_device(device))
+            model = load_model(model, task=task, device=resolve_device(device))
         else:
             raise TypeError(
-                f"model must be a path of a checkpoint or a UniSolo, got {type(model).__name__}"
+                "model must be a path of a checkpoint, a model's name or a UniSolo, got "
+                f"{type(model).__name__}"
             )
         self.model = model.eval()
         self.config, self.categories = model_facts(model)

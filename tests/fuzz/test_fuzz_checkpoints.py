@@ -13,7 +13,8 @@ from fuzzing import both, byte_changes, changed_bytes, changed_tree, reads, tree
 from hypothesis import strategies as st
 from tiny_model import tiny_model
 
-from unisolo import UniSolo, load_model, save_model
+from unisolo import UniSolo, save_model
+from unisolo.checkpoint import load_checkpoint
 
 
 def split(content: bytes) -> tuple[dict[str, Any], bytes]:
@@ -36,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(name: str, path: Path) -> None:
-    model = reads(name, lambda: load_model(path), str(path))
+    model = reads(name, lambda: load_checkpoint(path), str(path))
     if model is not None:
         assert isinstance(model, UniSolo)
         assert model.categories is not None
