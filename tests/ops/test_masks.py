@@ -168,7 +168,7 @@ ERRORS = [
     (lambda: pack_bits(torch.zeros(2, 3)), r"bool masks.*float32 \[2, 3\]"),
     (lambda: unpack_bits(torch.zeros(2, 3, dtype=torch.uint8), 25), r"\[\.\.\., 4\].*\[2, 3\]"),
     (lambda: popcount(torch.zeros(2)), "uint8.*float32"),
-    (lambda: mask_intersections(torch.zeros(2, 3, 4, dtype=torch.bool)), r"\[2, 3, 4\]"),
+    (lambda: mask_intersections(torch.zeros(1, 2, 3, 4, dtype=torch.bool)), r"\[1, 2, 3, 4\]"),
     (lambda: list(row_chunks(1, 1, 0)), "at least 1"),
     (
         lambda: resize_to_original(

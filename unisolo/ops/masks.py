@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
@@ -149,33 +150,39 @@ def popcount(packed: Tensor) -> Tensor:
     return ((nibbles + (nibbles >> 4)) & 0x0F).sum(-1, dtype=torch.int64)
 
 
-def mask_intersections(masks: Tensor, *, chunk_pixels: int = CHUNK_PIXELS) -> Tensor:
+def mask_intersections(masks: Tensor, *, chunk_pixels: int | None = CHUNK_PIXELS) -> Tensor:
     """Count the pixels that every two masks share.
 
     Args:
-        masks: [N, P] bool.
+        masks: [N, P] or [B, N, P] bool.
         chunk_pixels: Mask pixels turned to float at a time; changes memory, never the result.
+            None = all, for at most 2**24 pixels per mask.
 
     Returns:
-        [N, N] float32, symmetric, areas on the diagonal. Exact integers up to 2**24, beyond that
-        the nearest float.
+        [..., N, N] float32, symmetric, areas on the diagonal. Exact integers up to 2**24, beyond
+        that the nearest float.
 
     Raises:
-        ValueError: If `masks` is not bool of rank 2.
+        ValueError: If `masks` is not bool of rank 2 or 3.
     """
-    if masks.dtype != torch.bool or masks.ndim != 2:
+    if masks.dtype != torch.bool or masks.ndim not in (2, 3):
         raise ValueError(
             f"mask_intersections needs bool masks [N, P], got {masks.dtype} {list(masks.shape)}"
         )
-    num_masks, num_pixels = masks.shape
     # Zeros and ones are exact in every float format (TF32 too) and a float32 sum of at most 2**24
     # of them is exact; the parts are added as integers.
-    chunk_pixels = min(chunk_pixels, max(1, num_masks) * 2**24)
-    counts = torch.zeros(num_masks, num_masks, dtype=torch.int64, device=masks.device)
     with full_precision(masks.device):
-        for columns in row_chunks(num_pixels, num_masks, chunk_pixels):
-            part = masks[:, columns].float()
-            counts += (part @ part.T).to(torch.int64)
+        if chunk_pixels is None:
+            whole = masks.float()
+            return whole @ whole.mT
+        num_rows = math.prod(masks.shape[:-1])
+        chunk_pixels = min(chunk_pixels, max(1, num_rows) * 2**24)
+        counts = torch.zeros(
+            *masks.shape[:-1], masks.shape[-2], dtype=torch.int64, device=masks.device
+        )
+        for columns in row_chunks(masks.shape[-1], num_rows, chunk_pixels):
+            part = masks[..., columns].float()
+            counts += (part @ part.mT).to(torch.int64)
     return counts.float()
 
 

@@ -21,7 +21,7 @@ def matrix_nms(
     *,
     kernel: NmsKernel = "gaussian",
     sigma: float = 2.0,
-    chunk_pixels: int = CHUNK_PIXELS,
+    chunk_pixels: int | None = CHUNK_PIXELS,
 ) -> Tensor:
     """Lower the score of masks that overlap better masks of the same label.
 
@@ -30,13 +30,14 @@ def matrix_nms(
     others decay, and no input makes NaN out of finite scores.
 
     Args:
-        masks: [N, H, W] bool; any resolution, the same for all.
+        masks: [N, H, W] bool; any resolution, the same for all. A leading dimension, here and of
+            the others, makes a batch of images.
         labels: [N] integer.
         scores: [N] floating, at least 0.
         kernel: "gaussian" or "linear".
         sigma: Strength of the gaussian kernel: exp(-sigma * iou**2). It multiplies, as in the
             reference implementation. Not used by the linear kernel.
-        chunk_pixels: Mask pixels in float at a time; changes memory, never the result.
+        chunk_pixels: Mask pixels in float at a time; changes memory, never the result. None = all.
 
     Returns:
         [N] float32, decayed scores in the caller's order; never above `scores`.
@@ -44,12 +45,12 @@ def matrix_nms(
     Raises:
         ValueError: On a wrong rank, dtype, length, kernel or sigma; the message names the shape.
     """
-    if masks.ndim != 3 or masks.dtype != torch.bool:
+    if masks.ndim not in (3, 4) or masks.dtype != torch.bool:
         raise ValueError(
             f"matrix_nms needs bool masks [N, H, W], got {masks.dtype} {list(masks.shape)}; "
             "threshold soft masks first"
         )
-    intersections = mask_intersections(masks.flatten(1), chunk_pixels=chunk_pixels)
+    intersections = mask_intersections(masks.flatten(-2), chunk_pixels=chunk_pixels)
     factors = decay_factors(intersections, labels, scores, kernel=kernel, sigma=sigma)
     return scores.float() * factors
 

@@ -1,7 +1,8 @@
 """From raw outputs to a fixed number of instances: SOLOv2's inference, without a host sync.
 
 The stages are functions of their own: `points_nms`, `top_candidates`, `candidate_masks`,
-`nms_inputs`, `keep_best`; `select_instances` joins them.
+`nms_inputs`, `keep_best`; `select_instances` joins them. Each takes one image or, with a leading
+dimension B, a batch.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from unisolo.ops.masks import CHUNK_PIXELS, full_precision, row_chunks
 from unisolo.ops.matrix_nms import NmsKernel, matrix_nms
+from unisolo.ops.ranking import pick, rank
 from unisolo.ops.stages import NUM_TOP, stage_counts, top_pairs
 from unisolo.structures import GridSpec, Instances, Outputs
 
@@ -31,12 +33,12 @@ __all__ = [
 
 
 class Candidates(NamedTuple):
-    """(cell, category) pairs of one image by falling score; score 0 marks an empty place.
+    """(cell, category) pairs of an image by falling score; score 0 marks an empty place.
 
     Attributes:
-        scores: [n] float32.
-        labels: [n] int64.
-        cells: [n] int64, into the cells of all levels.
+        scores: [n] or [B, n] float32.
+        labels: Likewise, int64.
+        cells: Likewise, int64, into the cells of all levels.
     """
 
     scores: Tensor
@@ -45,12 +47,12 @@ class Candidates(NamedTuple):
 
 
 class CandidateMasks(NamedTuple):
-    """Masks of the candidates of one image, at stride 4 of the padded input.
+    """Masks of the candidates of an image, at stride 4 of the padded input.
 
     Attributes:
-        masks: [n, h, w] bool.
-        areas: [n] int64, pixels.
-        maskness: [n] float32, mean probability inside the mask; 0 for an empty mask.
+        masks: [n, h, w] or [B, n, h, w] bool.
+        areas: [n] or [B, n] int64, pixels.
+        maskness: Likewise, float32: mean probability inside the mask; 0 for an empty mask.
     """
 
     masks: Tensor
@@ -70,19 +72,19 @@ def select_instances(
     nms_sigma: float = 2.0,
     update_threshold: float = 0.05,
     max_instances: int = 100,
-    chunk_pixels: int = CHUNK_PIXELS,
+    chunk_pixels: int | None = CHUNK_PIXELS,
 ) -> Instances:
     """Choose the instances of every image of a batch; the same call serves all tasks.
 
     Equal to the reference inference whenever at most `max_candidates` pairs pass
     `score_threshold`. Every step has a fixed shape and no value decides the next line, so the
-    function exports. Exact ties go to the earlier index.
+    function exports. Exact ties go to the earlier index (see `unisolo.ops.ranking.rank`).
 
     Memory, with n = min(max_candidates, L * C), besides the result [B, K, h, w] in float32: for
-    one image at a time the bool masks of n candidates (twice while they are sorted), a float32
-    copy of the mask features and K soft masks; a few float tensors of `chunk_pixels` values; the
-    L * C probabilities. Nothing grows with the number of pairs above the threshold, and soft masks
-    of all candidates never exist at once.
+    one image at a time the bool masks of n candidates (twice while they are joined or sorted), a
+    float32 copy of the mask features and K soft masks; a few float tensors of `chunk_pixels`
+    values; the L * C probabilities. Nothing grows with the number of pairs above the threshold,
+    and soft masks of all candidates never exist at once.
 
     Args:
         outputs: Raw outputs of the model, any floating dtype; computed on in float32.
@@ -95,7 +97,8 @@ def select_instances(
         nms_sigma: Strength of the gaussian kernel.
         update_threshold: An instance stays if its decayed score is at least this (inclusive).
         max_instances: K, the fixed number of places per image.
-        chunk_pixels: Mask pixels in float at a time; changes memory and speed.
+        chunk_pixels: Mask pixels in float at a time; changes memory and speed. None = all images
+            and candidates at once, without a loop: what an exported graph does.
 
     Returns:
         Instances by falling score, empty places (score 0, label 0, cell 0, zero mask) last.
@@ -105,19 +108,20 @@ def select_instances(
     """
     _check(outputs, grid, score_threshold, mask_threshold, max_candidates, pre_nms, max_instances)
     strides = _cell_strides(grid, outputs.kernels.device)
-    probs = category_probs(outputs.category_logits.detach(), grid)
+    all_probs = category_probs(outputs.category_logits.detach(), grid)
+    every = outputs.kernels.shape[0]
+    groups = [slice(None)] if chunk_pixels is None else [slice(n, n + 1) for n in range(every)]
     selected = []
-    for image_probs, kernels, features in zip(
-        probs, outputs.kernels.detach(), outputs.mask_features.detach(), strict=True
-    ):
-        features = features.float()  # once, not per chunk
+    for images in groups:
+        probs, kernels = all_probs[images], outputs.kernels.detach()[images]
+        features = outputs.mask_features.detach()[images].float()  # once, not per chunk
         # Sorted before the threshold, so that the best pairs are known even if none passes it.
         ranked = top_candidates(
-            image_probs, score_threshold=0.0, max_candidates=max(max_candidates, NUM_TOP)
+            probs, score_threshold=0.0, max_candidates=max(max_candidates, NUM_TOP)
         )
         candidates = _passing(ranked, score_threshold, max_candidates)
         made = candidate_masks(
-            kernels[candidates.cells],
+            pick(kernels, candidates.cells),
             features,
             mask_threshold=mask_threshold,
             chunk_pixels=chunk_pixels,
@@ -135,9 +139,9 @@ def select_instances(
         best, valid = keep_best(
             entered, decayed, update_threshold=update_threshold, max_instances=max_instances
         )
-        soft = torch.where(valid[:, None, None], _soft_masks(kernels[best.cells], features), 0)
+        soft = _soft_masks(pick(kernels, best.cells), features)
         counts = stage_counts(
-            image_probs,
+            probs,
             score_threshold=score_threshold,
             candidates=candidates.scores,
             large=made.areas > min_areas,
@@ -146,8 +150,11 @@ def select_instances(
             update_threshold=update_threshold,
             valid=valid,
         )
+        soft = torch.where(valid[..., None, None], soft, 0)
         selected.append((*best, valid, soft, counts, *top_pairs(ranked.scores, ranked.labels)))
-    return Instances(*(torch.stack(field) for field in zip(*selected, strict=True)))
+    if len(selected) == 1:
+        return Instances(*selected[0])
+    return Instances(*(torch.cat(field) for field in zip(*selected, strict=True)))
 
 
 def points_nms(probs: Tensor) -> Tensor:
@@ -193,25 +200,23 @@ def top_candidates(probs: Tensor, *, score_threshold: float, max_candidates: int
     """Take the most probable (cell, category) pairs; one cell can give several.
 
     Args:
-        probs: [L, C] float32, after points NMS.
+        probs: [L, C] or [B, L, C] float32, after points NMS.
         score_threshold: Pairs at or below this become empty places.
         max_candidates: Upper bound of n.
 
     Returns:
         n = min(max_candidates, L * C) candidates; ties in order of cell, then category.
     """
-    num_categories = max(1, probs.shape[1])
-    flat = torch.where(probs > score_threshold, probs, 0).flatten()
-    # A full stable sort: `topk` promises no order among ties.
-    scores, index = flat.sort(descending=True, stable=True)
-    scores, index = scores[:max_candidates], index[:max_candidates]
+    num_categories = max(1, probs.shape[-1])
+    flat = torch.where(probs > score_threshold, probs, 0).flatten(-2)
+    scores, index = rank(flat, max_candidates)
     cells = index.div(num_categories, rounding_mode="floor")
     return Candidates(scores, index - cells * num_categories, cells)
 
 
 def _passing(ranked: Candidates, score_threshold: float, max_candidates: int) -> Candidates:
     """The first `max_candidates` pairs; those at or below the threshold are empty places."""
-    scores, labels, cells = (field[:max_candidates] for field in ranked)
+    scores, labels, cells = (field[..., :max_candidates] for field in ranked)
     return Candidates(torch.where(scores > score_threshold, scores, 0), labels, cells)
 
 
@@ -220,31 +225,28 @@ def candidate_masks(
     mask_features: Tensor,
     *,
     mask_threshold: float,
-    chunk_pixels: int = CHUNK_PIXELS,
+    chunk_pixels: int | None = CHUNK_PIXELS,
 ) -> CandidateMasks:
     """Make the masks of all candidates by dynamic convolution, a chunk of candidates at a time.
 
     Args:
-        kernels: [n, E] floating, one 1 x 1 kernel per candidate.
-        mask_features: [E, h, w] floating.
+        kernels: [n, E] or [B, n, E] floating, one 1 x 1 kernel per candidate.
+        mask_features: [E, h, w] or [B, E, h, w] floating.
         mask_threshold: Strict.
-        chunk_pixels: Mask pixels in float at a time.
+        chunk_pixels: Mask pixels in float at a time; None = all.
 
     Returns:
         Bool masks with areas and maskness.
     """
-    num, (height, width) = kernels.shape[0], mask_features.shape[1:]
-    device = kernels.device
-    masks = torch.empty(num, height, width, dtype=torch.bool, device=device)
-    areas = torch.empty(num, dtype=torch.int64, device=device)
-    maskness = torch.empty(num, dtype=torch.float32, device=device)
-    for rows in row_chunks(num, height * width, chunk_pixels):
-        soft = _soft_masks(kernels[rows], mask_features)
-        hard = soft > mask_threshold
-        masks[rows] = hard
-        areas[rows] = hard.sum((1, 2))
-        maskness[rows] = (soft * hard).sum((1, 2)) / areas[rows].clamp_min(1)
-    return CandidateMasks(masks, areas, maskness)
+    if chunk_pixels is None:
+        return _hard_masks(kernels, mask_features, mask_threshold)
+    height, width = mask_features.shape[-2:]
+    chunks = list(row_chunks(kernels.shape[-2], height * width, chunk_pixels)) or [slice(0, 0)]
+    parts = [_hard_masks(kernels[..., rows, :], mask_features, mask_threshold) for rows in chunks]
+    if len(parts) == 1:
+        return parts[0]
+    masks, areas, maskness = zip(*parts, strict=True)
+    return CandidateMasks(torch.cat(masks, -3), torch.cat(areas, -1), torch.cat(maskness, -1))
 
 
 def nms_inputs(
@@ -258,18 +260,19 @@ def nms_inputs(
     Args:
         candidates: n candidates.
         made: Their masks.
-        min_areas: [n] integer; a mask stays if its area is above this (strict): the stride of
-            the candidate's level, counted on the stride-4 map as in the reference.
+        min_areas: [n] or [B, n] integer; a mask stays if its area is above this (strict): the
+            stride of the candidate's level, counted on the stride-4 map as in the reference.
         pre_nms: Upper bound of the number kept.
 
     Returns:
-        min(n, pre_nms) candidates by falling score, and their masks [., h, w] bool.
+        min(n, pre_nms) candidates by falling score, and their masks [..., h, w] bool.
     """
     scores = torch.where(made.areas > min_areas, candidates.scores * made.maskness, 0)
-    scores, order = scores.sort(descending=True, stable=True)
-    scores, order = scores[:pre_nms], order[:pre_nms]
-    kept = Candidates(scores, candidates.labels[order], candidates.cells[order])
-    return kept, made.masks[order]
+    scores, order = rank(scores, pre_nms)
+    kept = Candidates(
+        scores, candidates.labels.gather(-1, order), candidates.cells.gather(-1, order)
+    )
+    return kept, pick(made.masks, order)
 
 
 def keep_best(
@@ -279,30 +282,38 @@ def keep_best(
 
     Args:
         candidates: n candidates as they entered Matrix NMS.
-        decayed: [n] float32, their scores after it.
+        decayed: [n] or [B, n] float32, their scores after it.
         update_threshold: Inclusive.
         max_instances: K; may exceed n.
 
     Returns:
-        K candidates with decayed scores, and valid [K] bool; empty places are 0 and last.
+        K candidates with decayed scores, and valid [K] or [B, K] bool; empty places are 0 and
+        last.
     """
     keep = (decayed >= update_threshold) & (candidates.scores > 0)
     # -1, not 0: a linear decay can reach 0, which an update threshold of 0 keeps.
-    scores, order = torch.where(keep, decayed, -1).sort(descending=True, stable=True)
-    scores, order = scores[:max_instances], order[:max_instances]
-    missing = (0, max_instances - scores.shape[0])
+    scores, order = rank(torch.where(keep, decayed, -1), max_instances)
+    missing = (0, max_instances - scores.shape[-1])
     scores = F.pad(scores, missing, value=-1)
     valid = scores >= 0
-    labels = torch.where(valid, F.pad(candidates.labels[order], missing), 0)
-    cells = torch.where(valid, F.pad(candidates.cells[order], missing), 0)
+    labels = torch.where(valid, F.pad(candidates.labels.gather(-1, order), missing), 0)
+    cells = torch.where(valid, F.pad(candidates.cells.gather(-1, order), missing), 0)
     return Candidates(scores.clamp_min(0), labels, cells), valid
 
 
+def _hard_masks(kernels: Tensor, mask_features: Tensor, mask_threshold: float) -> CandidateMasks:
+    soft = _soft_masks(kernels, mask_features)
+    masks = soft > mask_threshold
+    areas = masks.sum((-2, -1))
+    maskness = torch.where(masks, soft, 0).sum((-2, -1)) / areas.clamp_min(1)
+    return CandidateMasks(masks, areas, maskness)
+
+
 def _soft_masks(kernels: Tensor, mask_features: Tensor) -> Tensor:
-    """Mask probabilities [n, h, w] float32 of kernels [n, E] over features [E, h, w]."""
+    """Mask probabilities [..., n, h, w] float32 of kernels [..., n, E] over [..., E, h, w]."""
     with full_precision(kernels.device):
-        logits = kernels.float() @ mask_features.float().flatten(1)
-    return logits.sigmoid().reshape(-1, *mask_features.shape[1:])
+        logits = kernels.float() @ mask_features.float().flatten(-2)
+    return logits.sigmoid().reshape(*kernels.shape[:-1], *mask_features.shape[-2:])
 
 
 def _cell_strides(grid: GridSpec, device: torch.device) -> Tensor:

@@ -34,41 +34,41 @@ def stage_counts(
     update_threshold: float,
     valid: Tensor,
 ) -> Tensor:
-    """Count what each step of one image left.
+    """Count what each step left, for each image of a batch.
 
     Args:
-        probs: [L, C] probabilities of all pairs.
+        probs: [B, L, C] probabilities of all pairs.
         score_threshold: The candidates' threshold (strict).
-        candidates: [n] scores of the candidates, 0 = empty place.
-        large: [n] bool, masks above the least area.
-        entered: [m] scores as they entered Matrix NMS, 0 = empty place.
-        decayed: [m] scores after it.
+        candidates: [B, n] scores of the candidates, 0 = empty place.
+        large: [B, n] bool, masks above the least area.
+        entered: [B, m] scores as they entered Matrix NMS, 0 = empty place.
+        decayed: [B, m] scores after it.
         update_threshold: Their threshold (inclusive).
-        valid: [K] bool, filled places.
+        valid: [B, K] bool, filled places.
 
     Returns:
-        [6] int64, in the order of `STAGES`.
+        [B, 6] int64, in the order of `STAGES`.
     """
     left = (
-        probs > score_threshold,
+        (probs > score_threshold).flatten(1),
         candidates > 0,
         large & (candidates > 0),
         entered > 0,
         (entered > 0) & (decayed >= update_threshold),
         valid,
     )
-    return torch.stack([flags.sum() for flags in left])
+    return torch.stack([flags.sum(-1) for flags in left], dim=-1)
 
 
 def top_pairs(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Give the first `NUM_TOP` of sorted pairs; where there are fewer, probability 0 and label 0.
 
     Args:
-        probs: [n] float32, falling.
-        labels: [n] int64.
+        probs: [..., n] float32, falling.
+        labels: [..., n] int64.
 
     Returns:
-        [5] float32 and [5] int64.
+        [..., 5] float32 and int64.
     """
-    missing = (0, max(0, NUM_TOP - probs.shape[0]))
-    return F.pad(probs[:NUM_TOP], missing), F.pad(labels[:NUM_TOP], missing)
+    missing = (0, max(0, NUM_TOP - probs.shape[-1]))
+    return F.pad(probs[..., :NUM_TOP], missing), F.pad(labels[..., :NUM_TOP], missing)

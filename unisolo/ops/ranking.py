@@ -1,0 +1,48 @@
+"""The largest values in order, and taking rows by index: sorting as graphs can do it too."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["pick", "rank"]
+
+
+def rank(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the largest values along the last dimension, falling, and where they were.
+
+    Exact ties go to the earlier index. ONNX has no sort, only TopK, which orders ties the same way
+    and must not be asked for more than is needed (TensorRT: at most 3,840 values).
+
+    Args:
+        values: [..., n].
+        count: Upper bound of the number returned.
+
+    Returns:
+        Values and int64 indices, [..., min(n, count)].
+    """
+    count = min(count, values.shape[-1])
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+        return torch.topk(values, count)
+    # Not torch's `topk`, which promises no order among ties.
+    ordered, index = values.sort(descending=True, stable=True)
+    return ordered[..., :count], index[..., :count]
+
+
+def pick(rows: Tensor, index: Tensor) -> Tensor:
+    """Take rows by index, for one image or for each of a batch.
+
+    Unlike `take_along_dim` it makes no index of the size of the result.
+
+    Args:
+        rows: [n, ...] or [B, n, ...].
+        index: [m] or [B, m] int64.
+
+    Returns:
+        [m, ...] or [B, m, ...].
+    """
+    if index.ndim == 1:
+        return rows.index_select(0, index)
+    starts = torch.arange(index.shape[0], device=index.device) * rows.shape[1]
+    flat = (index + starts.unsqueeze(1)).flatten()
+    return rows.flatten(0, 1).index_select(0, flat).reshape(*index.shape, *rows.shape[2:])
