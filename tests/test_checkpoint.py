@@ -4,13 +4,17 @@ import os
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_coco import SPLIT, write_tiny_coco
 from tiny_model import CATEGORIES, tiny_model
 
-from unisolo import save_model
+from unisolo import Predictor, load_config, save_model
+from unisolo.build import build_dataset
 from unisolo.checkpoint import CheckpointError, load_checkpoint
+from unisolo.config import config_to_dict
 from unisolo.files import write_atomically, write_json
 
 
@@ -26,6 +30,28 @@ def test_round_trip_is_exact_and_needs_only_the_file(tmp_path: Path) -> None:
     for ours, theirs in zip(model(image)[:3], loaded(image)[:3], strict=True):
         assert torch.equal(ours, theirs)
     assert torch.equal(model(image).extras["stuff_logits"], loaded(image).extras["stuff_logits"])
+
+
+def test_it_remembers_how_images_are_resized(tmp_path: Path) -> None:
+    """The predictor and the data sets resize as the file says."""
+    import cv2
+
+    root = write_tiny_coco(tmp_path / "data").root
+    noise = np.random.default_rng(0).integers(0, 256, (150, 211, 3), dtype=np.uint8)
+    for resize in ("torch", "opencv"):
+        path = save_model(tiny_model(f"data.resize={resize}"), tmp_path / "a.safetensors")
+        predictor = Predictor(path, device="cpu")
+        assert predictor.config.data.resize == resize
+        image = predictor.preprocess(noise).image.permute(1, 2, 0).numpy()
+        expected = cv2.resize(noise, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        assert np.array_equal(image, expected) == (resize == "opencv")
+        settings = load_config(
+            None,
+            [f"data.root={root}", f"data.train_split={SPLIT}", f"data.val_split={SPLIT}"],
+            values=config_to_dict(predictor.config),
+        )
+        for split in ("train", "val"):
+            assert build_dataset(settings, split=split).transform.resize == resize
 
 
 def test_the_file_is_readable_like_any_other(tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ def build_model(
         The model, in training mode, with `categories` and `config` attached.
 
     Raises:
-        ValueError: If the backbone is unknown or cannot serve features at free sizes.
+        ValueError: If the backbone is unknown, cannot serve features at free sizes, or cannot have
+            an option (deformable convolutions, strides).
     """
     settings = config.model
     backbone = TimmBackbone(
@@ -58,6 +59,10 @@ def build_model(
         weights_file=settings.backbone_weights if load_backbone else None,
         frozen_stages=settings.frozen_stages,
         frozen_bn=settings.frozen_bn,
+        deform=settings.backbone_deform,
+        stride_in_1x1=settings.stride_in_1x1,
+        mean=settings.mean,
+        std=settings.std,
     )
     task = get_task(config.task)(categories)
     grid = build_grid(config)
@@ -75,11 +80,13 @@ def build_model(
             num_convs=settings.head_convs,
             kernel_channels=settings.kernel_channels,
             grid_sizes=grid.sizes,
+            deform=settings.head_deform,
         )
         mask_head = MaskHead(
             settings.fpn_channels,
             mid_channels=settings.mask_channels,
             out_channels=settings.kernel_channels,
+            deform=settings.mask_deform,
         )
         heads = task.build_heads(
             trunk_channels=settings.mask_channels, stuff_channels=settings.stuff_channels
@@ -117,10 +124,13 @@ def build_dataset(
         from unisolo.data.transforms import TrainTransform
 
         transform = TrainTransform(
-            settings.image_size, settings.max_size, **settings.augment.model_dump()
+            settings.image_size,
+            settings.max_size,
+            resize=settings.resize,
+            **settings.augment.model_dump(),
         )
     else:
-        transform = EvalTransform(settings.image_size, settings.max_size)
+        transform = EvalTransform(settings.image_size, settings.max_size, resize=settings.resize)
     return DATASETS[name].from_root(
         settings.root,
         settings.train_split if split == "train" else settings.val_split,

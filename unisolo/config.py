@@ -19,6 +19,10 @@ from unisolo.reading import file_problem, short
 __all__ = ["Config", "ConfigError", "config_to_dict", "load_config"]
 
 Range = tuple[float, float]
+ColorValue = Annotated[float, Field(ge=0, le=255)]
+DeviationValue = Annotated[float, Field(gt=0, le=255)]
+Color = tuple[ColorValue, ColorValue, ColorValue]
+Deviation = tuple[DeviationValue, DeviationValue, DeviationValue]
 GridSize = Annotated[int, Field(ge=1, le=1024)]
 
 MAX_SIDE = 2**14
@@ -51,15 +55,27 @@ class ModelConfig(_Section):
     """How many parts of the backbone keep their weights: 1 = the stem, 2 = stem and stage 1, ..."""
     frozen_bn: bool = False
     """Keep the backbone's batch-norm statistics fixed (batches of a few large images)."""
+    backbone_deform: Literal["none", "v1", "v2"] = "none"
+    """Deformable 3 x 3 convolutions in the last three stages of a ResNet or ResNeXt."""
+    stride_in_1x1: bool = False
+    """Bottlenecks shrink in their first 1 x 1 convolution, as the Caffe (MSRA) ResNets do."""
+    mean: Color | None = None
+    """RGB mean of the inputs, 0..255; null = what timm states for the backbone."""
+    std: Deviation | None = None
+    """RGB standard deviation of the inputs, 0..255; null = what timm states for the backbone."""
     fpn_channels: int = Field(default=256, ge=1)
     fpn_norm: Literal["none", "group", "batch"] = "none"
     """Norm after each FPN convolution; the reference has none, small backbones need one."""
     head_channels: int = Field(default=512, ge=1)
     head_convs: int = Field(default=4, ge=1)
+    head_deform: Literal["none", "last-v1", "last-v2", "all-v1", "all-v2"] = "none"
+    """Deformable convolutions in both towers of the head: the last of each, or all."""
     kernel_channels: int = Field(default=256, ge=1)
     """E: channels of the mask feature and of each dynamic kernel."""
     mask_channels: int = Field(default=128, ge=1)
     """Width of the mask-feature branch before its last convolution."""
+    mask_deform: Literal["none", "v1", "v2"] = "none"
+    """Deformable convolutions in the whole mask-feature branch."""
     stuff_channels: int = Field(default=128, ge=1)
     """Width of the stuff branch (panoptic only)."""
     grid_sizes: Literal["scaled"] | tuple[GridSize, ...] = "scaled"
@@ -111,6 +127,9 @@ class DataConfig(_Section):
     """Short side after resizing, in evaluation and (unless `augment.sizes`) in training."""
     max_size: int = Field(default=1333, ge=32, le=MAX_SIDE)
     """The long side never exceeds this."""
+    resize: Literal["torch", "opencv"] = "torch"
+    """How images are resized: "torch" = bilinear with antialias; "opencv" = OpenCV's bilinear
+    without, the pixels that weights of mmdetection and the authors' SOLO were trained on."""
     augment: AugmentConfig = AugmentConfig()
     workers: int = Field(default=2, ge=0)
     """Loader processes per training process."""

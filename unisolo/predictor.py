@@ -98,7 +98,8 @@ class Predictor:
         self.config, self.categories = model_facts(model)
         self.task = task or self.config.task
         self.dtype = resolve_precision(dtype, self.device)
-        self._transform = EvalTransform(self.config.data.image_size, self.config.data.max_size)
+        data = self.config.data
+        self._transform = EvalTransform(data.image_size, data.max_size, resize=data.resize)
 
     @property
     def device(self) -> torch.device:

@@ -103,6 +103,53 @@ def test_antialias() -> None:
     assert (small - 127.5).abs().max() < 20
 
 
+ODD_SIZES = [
+    (1, 1), (1, 90), (90, 1), (7, 13), (13, 7), (31, 97), (97, 31), (45, 45), (64, 96), (60, 80),
+    (101, 203), (203, 101), (33, 500), (500, 33), (239, 319), (427, 640), (333, 500), (480, 361),
+    (720, 1279), (1081, 811),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", ODD_SIZES)
+def test_opencv_resize_is_opencv(size: tuple[int, int]) -> None:
+    """Bit for bit, up and down; the maps are those of the torch mode."""
+    import cv2
+
+    raw = raw_sample(*size)
+    noise = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    raw = replace(raw, image=noise)
+    height, width = resized_size(size, 160, 267)
+    expected = cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR)
+    sample = EvalTransform(160, 267, resize="opencv")(raw)
+    np.testing.assert_array_equal(sample.image.permute(1, 2, 0), expected)
+    train = TrainTransform(160, 267, flip=0.0, resize="opencv")(raw)
+    np.testing.assert_array_equal(train.image.permute(1, 2, 0), expected)
+    torch_sample = EvalTransform(160, 267)(raw)
+    for name in ("labels", "object_map", "crowd_map", "stuff_map", "boxes"):
+        ours, theirs = getattr(sample.target, name), getattr(torch_sample.target, name)
+        assert torch.equal(ours, theirs)
+    assert sample.image.is_contiguous() and sample.meta == torch_sample.meta
+
+
+def test_torch_resize_is_torchvision() -> None:
+    """The default stays what checkpoints without the setting were trained with."""
+    from torchvision.transforms.v2 import InterpolationMode, functional
+
+    noise = np.random.default_rng(1).integers(0, 256, (203, 301, 3), dtype=np.uint8)
+    for short in (60, 400):
+        image = EvalTransform(short, 9999)(RawSample(noise, META)).image
+        expected = functional.resize(
+            torch.from_numpy(noise).permute(2, 0, 1),
+            list(image.shape[-2:]),
+            interpolation=InterpolationMode.BILINEAR,
+            antialias=True,
+        )
+        assert torch.equal(image, expected)
+        assert not torch.equal(
+            image, EvalTransform(short, 9999, resize="opencv")(RawSample(noise, META)).image
+        )
+
+
 @given(
     st.tuples(st.integers(1, 60), st.integers(1, 60)),
     st.integers(1, 5),
@@ -260,6 +307,7 @@ def test_one_seed_one_result() -> None:
         ({"scale_jitter": (2.0, 1.0)}, "scale_jitter"),
         ({"flip": 1.5}, "flip must lie"),
         ({"color": -0.1}, "color must lie"),
+        ({"resize": "pil"}, "resize must be one of torch, opencv, got 'pil'"),
     ],
 )
 def test_arguments_out_of_range(arguments: dict[str, object], words: str) -> None:

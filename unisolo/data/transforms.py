@@ -1,7 +1,7 @@
 """From a raw image to the model's input: one transform to evaluate and predict, one to train.
 
 Both resize through the same function, so a model sees at test time the kind of pixels it was
-trained on.
+trained on. Weights trained elsewhere saw other pixels: mmcv resizes with OpenCV, without antialias.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,10 @@ from torch import Tensor
 from unisolo.data.raw import Int16Map, RawSample, RawTarget, to_sample
 from unisolo.structures import Sample
 
-__all__ = ["EvalTransform", "TrainTransform", "resized_size"]
+__all__ = ["EvalTransform", "Resize", "TrainTransform", "resized_size"]
+
+Resize = Literal["torch", "opencv"]
+"""How images are resized: torch's bilinear with antialias, or OpenCV's bilinear on uint8."""
 
 
 def resized_size(size: tuple[int, int], short: float, long: float) -> tuple[int, int]:
@@ -41,27 +44,32 @@ def resized_size(size: tuple[int, int], short: float, long: float) -> tuple[int,
 class EvalTransform:
     """Resize with the aspect ratio kept; the transform of evaluation and of `Predictor`.
 
-    Pure torch: bilinear with antialias for the image, nearest for the maps.
+    Bilinear for the image, nearest for the maps.
 
     Args:
         image_size: Short side after resizing, in pixels.
         max_size: The long side never exceeds this.
+        resize: "torch" (antialiased) or "opencv" (as mmcv has it), for the image.
 
     Raises:
-        ValueError: If a size is less than 1.
+        ValueError: If a size is less than 1, or `resize` is unknown.
     """
 
-    def __init__(self, image_size: int = 800, max_size: int = 1333) -> None:
+    def __init__(
+        self, image_size: int = 800, max_size: int = 1333, *, resize: Resize = "torch"
+    ) -> None:
         _check_sizes([image_size, max_size])
+        _check_resize(resize)
         self.image_size = image_size
         self.max_size = max_size
+        self.resize = resize
 
     def __call__(self, raw: RawSample) -> Sample:
         """Return the sample; `raw.target` may be None (inference)."""
         size = resized_size(
             (raw.image.shape[0], raw.image.shape[1]), self.image_size, self.max_size
         )
-        image = _resize_image(raw.image, size)
+        image = _resize_image(raw.image, size, self.resize)
         target = None if raw.target is None else _resize_target(raw.target, size)
         return to_sample(replace(raw, target=target), image=image)
 
@@ -86,6 +94,7 @@ class TrainTransform:
         vertical_flip: Probability of a vertical flip.
         color: Strength of the colour changes, 0 (none) to 1.
         min_object_area: Objects with fewer visible pixels afterwards are no longer targets.
+        resize: As for `EvalTransform`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -103,8 +112,10 @@ class TrainTransform:
         vertical_flip: float = 0.0,
         color: float = 0.0,
         min_object_area: int = 1,
+        resize: Resize = "torch",
     ) -> None:
         _check_sizes([image_size, max_size, *sizes, *(crop or ())])
+        _check_resize(resize)
         low, high = scale_jitter
         if not 0 < low <= high:
             raise ValueError(f"scale_jitter must be 0 < low <= high, got {scale_jitter}")
@@ -116,6 +127,7 @@ class TrainTransform:
         self.scale_jitter = (low, high)
         self.crop = crop
         self.min_object_area = min_object_area
+        self.resize = resize
         self._augment = _build_augment(flip, vertical_flip, color)
 
     def __call__(self, raw: RawSample) -> Sample:
@@ -126,7 +138,8 @@ class TrainTransform:
         short = int(rng.choice(self.sizes))
         height, width = raw.image.shape[:2]
         size = resized_size((height, width), short * zoom, self.max_size * zoom)
-        image = np.ascontiguousarray(_resize_image(raw.image, size).permute(1, 2, 0).numpy())
+        resized = _resize_image(raw.image, size, self.resize)
+        image = np.ascontiguousarray(resized.permute(1, 2, 0).numpy())
         target = None if raw.target is None else _resize_target(raw.target, size)
         raw = replace(raw, image=image, target=target)
         if self.crop is not None:
@@ -140,6 +153,11 @@ class TrainTransform:
 def _check_sizes(sizes: Sequence[int]) -> None:
     if min(sizes) < 1:
         raise ValueError(f"sizes in pixels must be at least 1, got {list(sizes)}")
+
+
+def _check_resize(resize: str) -> None:
+    if resize not in get_args(Resize):
+        raise ValueError(f"resize must be one of {', '.join(get_args(Resize))}, got {resize!r}")
 
 
 def _build_augment(flip: float, vertical_flip: float, color: float) -> Any:
@@ -221,13 +239,18 @@ def _resize_target(target: RawTarget, size: tuple[int, int]) -> RawTarget:
     return _each_map(target, lambda values: values.take(rows, axis=-2).take(columns, axis=-1))
 
 
-def _resize_image(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
+def _resize_image(image: npt.NDArray[np.uint8], size: tuple[int, int], resize: Resize) -> Tensor:
     """[H, W, 3] uint8 -> [3, h, w] uint8."""
+    if image.shape[:2] == size:
+        return torch.from_numpy(image).permute(2, 0, 1)
+    if resize == "opencv":
+        import cv2
+
+        pixels = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
     from torchvision.transforms.v2 import InterpolationMode, functional
 
     tensor = torch.from_numpy(image).permute(2, 0, 1)
-    if tuple(tensor.shape[-2:]) == size:
-        return tensor
     resized: Tensor = functional.resize(
         tensor, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True
     )
