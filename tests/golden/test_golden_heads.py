@@ -24,6 +24,8 @@ def heads_of(meta: dict[str, Any]) -> nn.ModuleDict:
                 num_convs=meta["stacked_convs"],
                 kernel_channels=meta["kernel_dim"],
                 grid_sizes=meta["num_grids"],
+                # The light models with DCN: v1, in the last convolution of each tower.
+                deform="last-v1" if meta["dcn"] == "DCN" else "none",
             ),
             "mask_head": MaskHead(
                 meta["fpn_channels"], meta["mask_mid_channels"], meta["kernel_dim"]
@@ -61,10 +63,7 @@ def check(arrays: dict[str, Any], name: str, values: Tensor) -> None:
         "head_tiny_b",
         "head_tiny_defaultgrids",
         "head_full_r50",
-        pytest.param(
-            "head_tiny_light_dcnv1",
-            marks=pytest.mark.skip("deformable convolutions come with the official checkpoints"),
-        ),
+        "head_tiny_light_dcnv1",
     ],
 )
 def test_heads_equal_the_reference(golden: Any, name: str) -> None:

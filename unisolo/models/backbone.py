@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from unisolo.models.deform import Deform
+from unisolo.models.resnet_options import make_deformable, stride_first
+
 __all__ = ["TimmBackbone"]
 
 FINEST_STRIDE, COARSEST_STRIDE = 4, 32
 PROBE_SIZE = (96, 160)
 """(H, W) of the trial run: no model's native size, odd multiples of 32 so that a fixed window or
 position table cannot fit by luck."""
+_OFFSETS = re.compile(r"conv_offset\.(weight|bias)$")
 FREE_SIZE_OPTIONS: tuple[dict[str, bool], ...] = (
     {"dynamic_img_size": True},  # plain ViT: position embeddings resampled to the input
     {"strict_img_size": False},  # Swin: windows padded to the input
@@ -45,18 +50,24 @@ class TimmBackbone(nn.Module):
             in evaluation mode.
         frozen_bn: Keep all batch norms in evaluation mode; scale and bias still train unless they
             are in a frozen part.
+        deform: Whether the 3 x 3 convolutions of a ResNet's last three stages are deformable, and
+            which version. ImageNet weights are loaded first and stay.
+        stride_in_1x1: Whether a ResNet's bottlenecks shrink in their first 1 x 1 convolution.
+        mean: RGB mean of the inputs, 0..255; None = timm's.
+        std: RGB standard deviation of the inputs, 0..255; None = timm's.
 
     Attributes:
         name: The timm name.
         channels: Channels of each feature map.
         strides: Stride of each feature map, not falling.
-        mean: RGB mean the weights expect, 0..255.
-        std: RGB standard deviation the weights expect, 0..255.
+        mean: RGB mean of the inputs, 0..255.
+        std: RGB standard deviation of the inputs, 0..255.
 
     Raises:
         ValueError: If the name is unknown (the message lists near ones), the model offers no
             features at strides 4 to 32 or is bound to one image size, weights cannot be loaded or
-            do not fit, or `frozen_stages` exceeds the number of parts.
+            do not fit, `frozen_stages` exceeds the number of parts, or the model is no ResNet and
+            one of its options is asked for.
     """
 
     channels: tuple[int, ...]
@@ -72,6 +83,10 @@ class TimmBackbone(nn.Module):
         weights_file: Path | None = None,
         frozen_stages: int = 0,
         frozen_bn: bool = False,
+        deform: Deform = "none",
+        stride_in_1x1: bool = False,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
     ) -> None:
         super().__init__()
         _check_name(name)
@@ -80,6 +95,10 @@ class TimmBackbone(nn.Module):
         self.net = _create(name, pretrained=pretrained and weights_file is None)
         if weights_file is not None:
             _load_weights(self.net, Path(weights_file), name)
+        if stride_in_1x1:
+            stride_first(self.net, name)
+        if deform != "none":
+            make_deformable(self.net, name, deform)
         strides = [int(stride) for stride in self.net.feature_info.reduction()]
         self._used = [
             index
@@ -95,8 +114,8 @@ class TimmBackbone(nn.Module):
         self.channels = tuple(int(channels[index]) for index in self._used)
         self.strides = tuple(strides[index] for index in self._used)
         self._nhwc = getattr(self.net, "output_fmt", None) == "NHWC"
-        self.mean = _scaled(self.net, "mean")
-        self.std = _scaled(self.net, "std")
+        self.mean = mean or _scaled(self.net, "mean")
+        self.std = std or _scaled(self.net, "std")
         self._probe()
         self._fixed_norms = self._freeze(frozen_stages, frozen_bn)
         self.train(self.training)
@@ -286,5 +305,6 @@ def _parts(net: nn.Module, name: str) -> list[list[nn.Parameter]]:
     last = max(by_name.values())
     parts: dict[int, list[nn.Parameter]] = {}
     for key, parameter in net.named_parameters():
-        parts.setdefault(by_name.get(_canonical(key), last), []).append(parameter)
+        owner = _OFFSETS.sub("weight", key)  # the whole model has no offsets
+        parts.setdefault(by_name.get(_canonical(owner), last), []).append(parameter)
     return [parts[number] for number in sorted(parts)]

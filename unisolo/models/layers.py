@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from unisolo.models.deform import Deform, DeformConv2d
+
 __all__ = ["ConvNormAct", "append_coordinates", "group_norm", "init_normal"]
 
 
@@ -31,13 +33,20 @@ class ConvNormAct(nn.Module):
         in_channels: Channels in.
         out_channels: Channels out.
         kernel_size: Odd side of the kernel.
+        deform: Whether the convolution is deformable, and which version.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, deform: Deform = "none"
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False
-        )
+        self.conv: nn.Module
+        if deform == "none":
+            self.conv = nn.Conv2d(
+                in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False
+            )
+        else:
+            self.conv = DeformConv2d(in_channels, out_channels, kernel_size, version=deform)
         self.norm = group_norm(out_channels)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -56,17 +65,35 @@ def append_coordinates(features: Tensor) -> Tensor:
         column (row) to 1 at the centre of the last.
     """
     batch, _, height, width = features.shape
-    x = torch.linspace(-1, 1, width, device=features.device, dtype=features.dtype)
-    y = torch.linspace(-1, 1, height, device=features.device, dtype=features.dtype)
+    x = _positions(width, features)
+    y = _positions(height, features)
     x = x.view(1, 1, 1, width).expand(batch, 1, height, width)
     y = y.view(1, 1, height, 1).expand(batch, 1, height, width)
     return torch.cat([features, x, y], dim=1)
 
 
+def _positions(count: int, like: Tensor) -> Tensor:
+    """[count] from -1 to 1 in even steps, as `torch.linspace`, whose length an export would fix."""
+    index = torch.arange(count, device=like.device, dtype=torch.float32)
+    last = index[-1:]
+    step = 2 / last.clamp_min(1)
+    # From the nearer end, so that the values are symmetric.
+    return torch.where(2 * index <= last, index * step - 1, 1 - (last - index) * step).to(
+        like.dtype
+    )
+
+
 def init_normal(module: nn.Module) -> None:
-    """Draw convolution weights with standard deviation 0.01 and zero their biases (SOLOv2)."""
-    for child in module.modules():
-        if isinstance(child, nn.Conv2d):
+    """Draw convolution weights with standard deviation 0.01 and zero their biases (SOLOv2).
+
+    Deformable convolutions start without offsets.
+    """
+    children = list(module.modules())
+    for child in children:
+        if isinstance(child, (nn.Conv2d, DeformConv2d)):
             nn.init.normal_(child.weight, std=0.01)
-            if child.bias is not None:
-                nn.init.zeros_(child.bias)
+        if isinstance(child, nn.Conv2d) and child.bias is not None:
+            nn.init.zeros_(child.bias)
+    for child in children:
+        if isinstance(child, DeformConv2d):
+            child.reset_offsets()

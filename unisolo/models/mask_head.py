@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unisolo.models.deform import Deform
 from unisolo.models.layers import ConvNormAct, append_coordinates, init_normal
 
 __all__ = ["MaskHead"]
@@ -25,12 +26,20 @@ class MaskHead(nn.Module):
         in_channels: Channels of the pyramid.
         mid_channels: Width of the branch; of the trunk.
         out_channels: E, channels of the mask features; each dynamic kernel has as many.
+        deform: Whether all convolutions (the last 1 x 1 too) are deformable, and which version.
 
     Attributes:
         out_channels: E.
     """
 
-    def __init__(self, in_channels: int, mid_channels: int = 128, out_channels: int = 256) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        mid_channels: int = 128,
+        out_channels: int = 256,
+        *,
+        deform: Deform = "none",
+    ) -> None:
         super().__init__()
         self.out_channels = out_channels
         self.levels = nn.ModuleList()
@@ -38,9 +47,11 @@ class MaskHead(nn.Module):
             first = in_channels + 2 if level == NUM_LEVELS - 1 else in_channels
             widths = [first] + [mid_channels] * max(level, 1)
             self.levels.append(
-                nn.ModuleList(ConvNormAct(before, after) for before, after in pairwise(widths))
+                nn.ModuleList(
+                    ConvNormAct(before, after, deform=deform) for before, after in pairwise(widths)
+                )
             )
-        self.out = ConvNormAct(mid_channels, out_channels, kernel_size=1)
+        self.out = ConvNormAct(mid_channels, out_channels, kernel_size=1, deform=deform)
         init_normal(self)
 
     def forward(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -63,8 +74,12 @@ class MaskHead(nn.Module):
             for conv in convs:  # type: ignore[attr-defined]
                 features = conv(features)
                 if level > 0:
+                    height, width = features.shape[-2:]  # a float factor would not export
                     features = F.interpolate(
-                        features, scale_factor=2.0, mode="bilinear", align_corners=False
+                        features,
+                        size=(2 * height, 2 * width),
+                        mode="bilinear",
+                        align_corners=False,
                     )
             trunk = features if trunk is None else trunk + features
         return self.out(trunk), trunk  # type: ignore[return-value]

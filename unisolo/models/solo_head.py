@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unisolo.models.deform import Deform, HeadDeform
 from unisolo.models.layers import ConvNormAct, append_coordinates, init_normal
 
 __all__ = ["SoloHead"]
@@ -34,6 +36,8 @@ class SoloHead(nn.Module):
         num_convs: Convolutions in each tower.
         kernel_channels: E, channels of the mask features and so of each dynamic 1 x 1 kernel.
         grid_sizes: S of each of the five levels.
+        deform: Whether the last or all convolutions of each tower are deformable, and which
+            version; the two output convolutions never are.
 
     Attributes:
         grid_sizes: S of each level.
@@ -52,6 +56,7 @@ class SoloHead(nn.Module):
         num_convs: int = 4,
         kernel_channels: int = 256,
         grid_sizes: Sequence[int] = (40, 36, 24, 16, 12),
+        deform: HeadDeform = "none",
     ) -> None:
         super().__init__()
         if len(grid_sizes) != NUM_LEVELS:
@@ -63,8 +68,8 @@ class SoloHead(nn.Module):
             raise ValueError(f"the head needs at least one thing category, got {num_things}")
         self.grid_sizes = tuple(grid_sizes)
         self.kernel_channels = kernel_channels
-        self.category_convs = _tower(in_channels, channels, num_convs)
-        self.kernel_convs = _tower(in_channels + 2, channels, num_convs)
+        self.category_convs = _tower(in_channels, channels, num_convs, deform)
+        self.kernel_convs = _tower(in_channels + 2, channels, num_convs, deform)
         self.category_out = nn.Conv2d(channels, num_things, 3, padding=1)
         self.kernel_out = nn.Conv2d(channels, kernel_channels, 3, padding=1)
         init_normal(self)
@@ -99,11 +104,20 @@ class SoloHead(nn.Module):
 def _split(pyramid: Sequence[Tensor]) -> list[Tensor]:
     """Bring P2..P6 to the head's strides 8, 8, 16, 32, 32."""
     p2, p3, p4, p5, p6 = pyramid
-    half = F.interpolate(p2, scale_factor=0.5, mode="bilinear", align_corners=False)
+    half = F.interpolate(p2, size=p3.shape[-2:], mode="bilinear", align_corners=False)
     last = F.interpolate(p6, size=p5.shape[-2:], mode="bilinear", align_corners=False)
     return [half, p3, p4, p5, last]
 
 
-def _tower(in_channels: int, channels: int, num_convs: int) -> nn.Sequential:
-    widths = [in_channels] + [channels] * num_convs
-    return nn.Sequential(*(ConvNormAct(before, after) for before, after in pairwise(widths)))
+def _tower(in_channels: int, channels: int, num_convs: int, deform: HeadDeform) -> nn.Sequential:
+    which, _, version = deform.partition("-")
+    kinds = [version if which == "all" else "none"] * num_convs
+    if which == "last":
+        kinds[-1] = version
+    widths = pairwise([in_channels] + [channels] * num_convs)
+    return nn.Sequential(
+        *(
+            ConvNormAct(before, after, deform=cast(Deform, kind))
+            for (before, after), kind in zip(widths, kinds, strict=True)
+        )
+    )
