@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from unisolo.ops.matrix_nms import matrix_nms
     from unisolo.predictor import Predictor
     from unisolo.results import Result, Segment
-    from unisolo.zoo import load_model
+    from unisolo.zoo import list_models, load_model
 
 __all__ = [
     "Categories",
@@ -33,6 +33,7 @@ __all__ = [
     "UniSolo",
     "__version__",
     "build_model",
+    "list_models",
     "load_config",
     "load_model",
     "matrix_nms",
@@ -53,6 +54,7 @@ _HOMES = {
     "Segment": "unisolo.results",
     "UniSolo": "unisolo.models",
     "build_model": "unisolo.build",
+    "list_models": "unisolo.zoo",
     "load_config": "unisolo.config",
     "load_model": "unisolo.zoo",
     "matrix_nms": "unisolo.ops.matrix_nms",

@@ -1,7 +1,18 @@
-"""Models by path or by name."""
+"""Models by path, or by the name of published weights."""
 
 from __future__ import annotations
 
-from unisolo.zoo.load import load_model
+from unisolo.zoo.load import cached_path, load_model, model_path
+from unisolo.zoo.show import models_markdown, print_models
+from unisolo.zoo.table import MODELS, ModelEntry, list_models
 
-__all__ = ["load_model"]
+__all__ = [
+    "MODELS",
+    "ModelEntry",
+    "cached_path",
+    "list_models",
+    "load_model",
+    "model_path",
+    "models_markdown",
+    "print_models",
+]

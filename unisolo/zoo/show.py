@@ -1,0 +1,65 @@
+"""The table of models for people and programs."""
+
+from __future__ import annotations
+
+import json as json_module
+from dataclasses import asdict
+from typing import Any
+
+from unisolo.zoo.load import cached_path
+from unisolo.zoo.table import ModelEntry, list_models
+
+__all__ = ["models_markdown", "print_models"]
+
+COLUMNS = ("name", "source", "backbone", "input", "mask AP", "licence")
+
+
+def print_models(filter: str = "", json: bool = False) -> None:
+    """Print the models that `load_model` knows by name.
+
+    Args:
+        filter: As for `list_models`.
+        json: Print a JSON list of all that is known about each, for programs.
+    """
+    entries = list_models(filter)
+    if json:
+        print(json_module.dumps([_facts(entry) for entry in entries], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for column in (*COLUMNS, "cached"):
+        # Names are there to be copied.
+        table.add_column(column, overflow="fold", no_wrap=column == "name")
+    for entry in entries:
+        table.add_row(*_cells(entry), "yes" if cached_path(entry).is_file() else "no")
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
+
+
+def models_markdown() -> str:
+    """The table of `docs/weights.md`."""
+    lines = [
+        " | ".join(("", *COLUMNS, "")).strip(),
+        "|" + "---|" * len(COLUMNS),
+        *(
+            " | ".join(("", f"`{entry.name}`", *_cells(entry)[1:], "")).strip()
+            for entry in list_models()
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _cells(entry: ModelEntry) -> tuple[str, ...]:
+    short, long = entry.input_size
+    size, precision = f"{short} x {long}", f"{entry.mask_ap:.1f}"
+    backbone = f"{entry.backbone}, {entry.schedule}"
+    return (entry.name, entry.source, backbone, size, precision, entry.licence)
+
+
+def _facts(entry: ModelEntry) -> dict[str, Any]:
+    path = cached_path(entry)
+    return {**asdict(entry), "path": str(path), "cached": path.is_file()}
