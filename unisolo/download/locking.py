@@ -39,7 +39,12 @@ def exclusive(path: Path, *, quiet: bool = False) -> Iterator[None]:
 
 def _acquire(lock: Path, quiet: bool) -> int:
     while True:
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise OSError(
+                f"{lock} cannot be made ({error.strerror}); use a folder that can be written"
+            ) from error
         try:
             if not _try_lock(handle):
                 if not quiet:
