@@ -1,9 +1,8 @@
-"""Official SOLOv2 parameter names in ours, and the recipe that golden weights are made by."""
+"""The recipe that golden weights are made by, and official parameter names in ours."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,26 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_RULES = [
-    (r"backbone\.(.*)", r"backbone.net.\1"),
-    (r"neck\.lateral_convs\.(\d)\.conv\.(.*)", r"neck.laterals.\1.\2"),
-    (r"neck\.fpn_convs\.(\d)\.conv\.(.*)", r"neck.outputs.\1.\2"),
-    (r"bbox_head\.cate_convs\.(\d)\.(.*)", r"solo_head.category_convs.\1.\2"),
-    (r"bbox_head\.kernel_convs\.(\d)\.(.*)", r"solo_head.kernel_convs.\1.\2"),
-    (r"bbox_head\.solo_cate\.(.*)", r"solo_head.category_out.\1"),
-    (r"bbox_head\.solo_kernel\.(.*)", r"solo_head.kernel_out.\1"),
-    (r"mask_feat_head\.convs_all_levels\.(\d)\.conv(\d)\.(.*)", r"mask_head.levels.\1.\2.\3"),
-    (r"mask_feat_head\.conv_pred\.0\.(.*)", r"mask_head.out.\1"),
-]
+from unisolo.convert.names import FORMATS
 
 
 def our_name(official: str) -> str:
-    for pattern, ours in _RULES:
-        match = re.fullmatch(pattern, official)
-        if match:
-            name = match.expand(ours)
-            return re.sub(r"\.gn\.", ".norm.", name)
-    raise KeyError(official)
+    name = FORMATS["solo"].ours(official)
+    if name is None:
+        raise KeyError(official)
+    return name
 
 
 def ours(official: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,9 +1,11 @@
-"""Whole models, official weight names on timm backbones, from the image to the final masks."""
+"""Whole models, converted from the names of all three codes, from the image to the final masks."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import foreign
 import golden_tools
 import numpy as np
 import official_names
@@ -11,32 +13,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from unisolo.models import FPN, MaskHead, SoloHead, TimmBackbone, UniSolo
+from unisolo.checkpoint import load_checkpoint
+from unisolo.convert import convert_checkpoint
+from unisolo.models import UniSolo
 from unisolo.ops.masks import unpack_bits, upsample_masks
 from unisolo.ops.select import select_instances
-from unisolo.structures import GridSpec, Instances
+from unisolo.structures import Instances
 
 
-def build(meta: dict[str, Any]) -> UniSolo:
-    grid = GridSpec()
-    backbone = TimmBackbone(f"resnet{meta['depth']}")
-    model = UniSolo(
-        backbone,
-        FPN(backbone.channels, backbone.strides),
-        SoloHead(
-            256,
-            meta["num_classes"],
-            channels=meta["feat_channels"],
-            num_convs=meta["stacked_convs"],
-            kernel_channels=meta["kernel_dim"],
-            grid_sizes=grid.sizes,
-        ),
-        MaskHead(256, 128, meta["kernel_dim"]),
-        grid=grid,
-    )
-    # Strict: every official tensor has one place in our model, and every place gets one.
-    model.load_state_dict(official_names.ours(official_names.recipe_weights(meta)))
-    return model.eval()
+def converted(meta: dict[str, Any], form: str, folder: Path) -> UniSolo:
+    """The reference's weights through a file of another code, the converter and our own file."""
+    official = official_names.recipe_weights(meta)
+    state = {name: torch.as_tensor(values) for name, values in official.items()}
+    source = foreign.write(foreign.renamed(state, form), form, folder / "foreign.pth")
+    out = folder / "model.safetensors"
+    report = convert_checkpoint(source, out)
+    assert report.format == form
+    assert report.tensors == len(official)
+    model = load_checkpoint(out)
+    assert model.config is not None
+    if model.config.model.stride_in_1x1:  # the reference's weights are of the other form
+        for stage in ("layer2", "layer3", "layer4"):
+            block = getattr(model.backbone.net, stage)[0]
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+    return model
 
 
 def padded_input(arrays: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -83,11 +83,13 @@ def check_instances(arrays: dict[str, Any], instances: Instances) -> None:
     assert matched >= 0.9 * len(expected)
 
 
+@pytest.mark.parametrize("form", ["solo", "mmdetection", "adelaidet"])
 @pytest.mark.parametrize("name", ["full_r18_light", "full_r50"])
-def test_whole_model_equals_the_reference(golden: Any, name: str) -> None:
+def test_whole_model_equals_the_reference(
+    golden: Any, name: str, form: str, tmp_path: Path
+) -> None:
     arrays = golden(name)
-    meta = arrays["meta"]
-    model = build(meta)
+    model = converted(arrays["meta"], form, tmp_path)
     images, image_sizes = padded_input(arrays)
 
     with torch.no_grad():
@@ -97,9 +99,10 @@ def test_whole_model_equals_the_reference(golden: Any, name: str) -> None:
         outputs = model(images, image_sizes)
         instances = select_instances(outputs, model.grid)
 
-    np.testing.assert_allclose(
-        golden_tools.stats(normalised.numpy()), arrays["input_stats"], rtol=1e-3
-    )
+    # AdelaiDet's models have the standard deviation in their first convolution.
+    divided = normalised / foreign.STD[:, None, None]
+    inputs = divided if form == "adelaidet" else normalised
+    np.testing.assert_allclose(golden_tools.stats(inputs.numpy()), arrays["input_stats"], rtol=1e-3)
     for level, feature in enumerate(features):
         check(arrays, f"C{level + 2}", feature)
     for level, feature in enumerate(pyramid):
