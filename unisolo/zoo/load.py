@@ -42,9 +42,9 @@ def load_model(
 
     Raises:
         CheckpointError: If there is neither such a file nor such a name, the file cannot be used
-            (see `load_checkpoint`), or the model cannot answer the task.
+            (see `load_checkpoint`), the weights cannot be converted, or the model cannot answer
+            the task.
         DownloadError: If the weights cannot be fetched; the message says how to do it by hand.
-        ValueError: If the weights cannot be converted.
     """
     table = tuple(table)
     entry = _entry(source, table)
@@ -70,9 +70,8 @@ def model_path(name: str, *, quiet: bool = False, table: Iterable[ModelEntry] = 
         Path of the checkpoint in the cache.
 
     Raises:
-        CheckpointError: If there is no such name.
+        CheckpointError: If there is no such name, or the weights cannot be converted.
         DownloadError: As `load_model`.
-        ValueError: If the weights cannot be converted.
     """
     by_name = {entry.name: entry for entry in table}
     if name not in by_name:
@@ -128,15 +127,19 @@ def _converted(entry: ModelEntry, quiet: bool) -> Path:
     download(entry.url, original, sha256=entry.sha256, quiet=quiet)
     with exclusive(converted, quiet=quiet):
         if not converted.is_file():  # another process may have been faster
-            _convert(entry, original, converted)
+            _convert(entry, original, converted, quiet)
     return converted
 
 
-def _convert(entry: ModelEntry, original: Path, converted: Path) -> None:
-    from unisolo.convert import convert_checkpoint
+def _convert(entry: ModelEntry, original: Path, converted: Path, quiet: bool) -> None:
+    from unisolo.convert import ConversionError, convert_checkpoint
 
     try:
-        convert_checkpoint(original, converted, task=entry.task)
-    except ValueError as error:
+        report = convert_checkpoint(original, converted, task=entry.task)
+    except ConversionError as error:
         # Without a published hash this is where a wrong file is noticed.
-        raise CheckpointError(f"{error}; delete {original} to fetch it again") from error
+        advice = "" if entry.sha256 else f"; delete {original} to fetch it again"
+        raise CheckpointError(f"{error}{advice}") from error
+    if not quiet:
+        for sentence in (f"converted to {converted}", *report.warnings):
+            say(f"{entry.name}: {sentence}")
