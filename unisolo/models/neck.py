@@ -120,9 +120,9 @@ def choose_sources(in_strides: Sequence[int]) -> tuple[int, ...]:
 def _resample(features: Tensor, stride: int, wanted: int) -> Tensor:
     if stride > wanted:
         factor = stride // wanted
-        return F.interpolate(
-            features, scale_factor=float(factor), mode="bilinear", align_corners=False
-        )
+        height, width = features.shape[-2:]  # a float factor would not export
+        size = (factor * height, factor * width)
+        return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
     if stride < wanted:
         factor = wanted // stride
         return F.avg_pool2d(features, factor, ceil_mode=True)

@@ -346,7 +346,7 @@ def _check(
             f"grid {grid.sizes} has {grid.num_cells} cells, but category_logits is "
             f"{list(logits.shape)} and kernels is {list(kernels.shape)}"
         )
-    if kernels.shape[2] != features.shape[1] or not len(features) == len(kernels) > 0:
+    if kernels.shape[2] != features.shape[1] or not features.shape[0] == kernels.shape[0] > 0:
         raise ValueError(
             f"kernels {list(kernels.shape)} and mask_features {list(features.shape)} must agree in "
             "images (at least 1) and channels"
