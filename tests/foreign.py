@@ -87,3 +87,98 @@ def write(state: Mapping[str, Any], form: str, path: Path) -> Path:
         tree = {"model": dict(state), "iteration": 269999}
     torch.save(tree, path)
     return path
+
+
+def mmdetection_shapes(
+    blocks: tuple[int, ...] = (2, 2, 2, 2),
+    *,
+    width: int = 0,
+    group_width: int = 0,
+    towers: tuple[int, int] = (2, 256),
+    kernel: int = 128,
+    classes: int = 80,
+    deform: tuple[str, ...] = (),
+    taps: int = 3,
+) -> dict[str, list[int]]:
+    """Names and shapes of a model in mmdetection, from its configuration.
+
+    Args:
+        blocks: Blocks per stage.
+        width: Channels of the first stage's 3 x 3 convolutions; 0 = basic blocks.
+        group_width: Channels per group; 0 = one group.
+        towers: Convolutions in each tower, and their width.
+        kernel: Channels of the dynamic kernels.
+        classes: Number of classes.
+        deform: Of "backbone", "last", "all" and "mask".
+        taps: Offset channels per position of the kernel: 2 = version 1, 3 = version 2.
+    """
+    shapes: dict[str, list[int]] = {}
+
+    def norm(name: str, channels: int, counted: bool = True) -> None:
+        kinds = ("weight", "bias", "running_mean", "running_var") if counted else ("weight", "bias")
+        shapes.update({f"{name}.{kind}": [channels] for kind in kinds})
+        if counted:
+            shapes[f"{name}.num_batches_tracked"] = []
+
+    def conv(name: str, out: int, into: int, side: int, moved: bool = False) -> None:
+        shapes[f"{name}.weight"] = [out, into, side, side]
+        if moved:
+            shapes[f"{name}.conv_offset.weight"] = [taps * side**2, into, side, side]
+            shapes[f"{name}.conv_offset.bias"] = [taps * side**2]
+
+    def block(name: str, out: int, into: int, side: int = 3, moved: bool = False) -> None:
+        conv(f"{name}.conv", out, into, side, moved)
+        norm(f"{name}.gn", out, counted=False)
+
+    conv("backbone.conv1", 64, 3, 7)
+    norm("backbone.bn1", 64)
+    into = 64
+    ends = []
+    for stage, count in enumerate(blocks):
+        out = (256 if width else 64) * 2**stage
+        middle = width * 2**stage or out
+        for number in range(count):
+            at = f"backbone.layer{stage + 1}.{number}"
+            moved = "backbone" in deform and stage > 0
+            sides = (1, 3, 1) if width else (3, 3)
+            widths = (into, middle, middle, out) if width else (into, out, out)
+            for place, side in enumerate(sides):
+                grouped = group_width * 2**stage if group_width and side == 3 else widths[place]
+                conv(f"{at}.conv{place + 1}", widths[place + 1], grouped, side)
+                if moved and side == 3:
+                    offsets = [taps * 9, widths[place], 3, 3]
+                    shapes[f"{at}.conv{place + 1}.conv_offset.weight"] = offsets
+                    shapes[f"{at}.conv{place + 1}.conv_offset.bias"] = [taps * 9]
+                norm(f"{at}.bn{place + 1}", widths[place + 1])
+            if number == 0 and (stage > 0 or into != out):
+                conv(f"{at}.downsample.0", out, into, 1)
+                norm(f"{at}.downsample.1", out)
+            into = out
+        ends.append(out)
+    for level, channels in enumerate(ends):
+        for name, before, side in (("lateral", channels, 1), ("fpn", 256, 3)):
+            conv(f"neck.{name}_convs.{level}.conv", 256, before, side)
+            shapes[f"neck.{name}_convs.{level}.conv.bias"] = [256]
+    number, channels = towers
+    for tower, first in (("cls", 256), ("kernel", 258)):
+        for place in range(number):
+            moved = "all" in deform or ("last" in deform and place == number - 1)
+            name = f"mask_head.{tower}_convs.{place}"
+            block(name, channels, channels if place else first, moved=moved)
+        out = {"cls": classes, "kernel": kernel}[tower]
+        conv(f"mask_head.conv_{tower}", out, channels, 3)
+        shapes[f"mask_head.conv_{tower}.bias"] = [out]
+    branch = "mask_head.mask_feature_head"
+    for level in range(4):
+        for place in range(max(level, 1)):
+            before = 128 if place else (258 if level == 3 else 256)
+            name = f"{branch}.convs_all_levels.{level}.conv{place}"
+            block(name, 128, before, moved="mask" in deform)
+    block(f"{branch}.conv_pred", kernel, 128, side=1, moved="mask" in deform)
+    return shapes
+
+
+def from_mmdetection(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights under SOLO's names."""
+    names = {key: FORMATS["solo"].foreign(FORMATS["mmdetection"].ours(key) or "") for key in state}
+    return {str(other): state[key] for key, other in names.items()}

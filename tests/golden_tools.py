@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -38,3 +39,36 @@ def stats(values: np.ndarray) -> np.ndarray:
 
 def random_state(seed: int, name: str) -> np.random.RandomState:
     return np.random.RandomState(zlib.crc32(f"{seed}:{name}".encode()) & 0xFFFFFFFF)
+
+
+def by_level(cells: Tensor, grid_sizes: list[int]) -> list[Tensor]:
+    """[B, L, C] -> one [B, C, S, S] per level."""
+    parts = cells.split([size * size for size in grid_sizes], dim=1)
+    return [
+        part.transpose(1, 2).unflatten(2, (size, size))
+        for part, size in zip(parts, grid_sizes, strict=True)
+    ]
+
+
+def check_heads(
+    arrays: dict[str, Any], category_logits: Tensor, kernels: Tensor, mask_features: Tensor
+) -> None:
+    """Compare a head's outputs with a golden file of kind head_forward."""
+    _check(arrays, "mask_feat", mask_features)
+    sizes = arrays["meta"]["num_grids"]
+    for name, values in (("cate", category_logits), ("kernel", kernels)):
+        for level, grid in enumerate(by_level(values, sizes)):
+            _check(arrays, f"{name}{level}", grid)
+
+
+def _check(arrays: dict[str, Any], name: str, values: Tensor) -> None:
+    found = values.numpy()
+    if name in arrays:
+        np.testing.assert_allclose(found, arrays[name], atol=1e-4, rtol=0, err_msg=name)
+    if f"{name}_sample" in arrays:
+        sample = found.ravel()[:: arrays["meta"]["sample_step"]]
+        np.testing.assert_allclose(sample, arrays[f"{name}_sample"], atol=1e-4, rtol=0)
+    assert found.shape == tuple(arrays[f"{name}_shape"])
+    np.testing.assert_allclose(
+        stats(found), arrays[f"{name}_stats"], rtol=1e-4, err_msg=f"{name}_stats"
+    )
