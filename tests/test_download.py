@@ -17,7 +17,7 @@ from weight_server import DATE, WeightServer, serving
 from unisolo.download import DownloadError, download, exclusive, mirrored
 
 CONTENT = np.random.default_rng(0).bytes(3_000_001)
-OTHER = np.random.default_rng(1).bytes(2_000_003)
+OTHER = np.random.default_rng(1).bytes(len(CONTENT))
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 HALF = len(CONTENT) // 2
 
@@ -126,6 +126,16 @@ def test_a_changed_file_starts_anew(server: WeightServer, tmp_path: Path, manner
     server.manners, server.content, server.etag = [manner], OTHER, '"two"'
     fetch(server, path, sha256="")
     assert path.read_bytes() == OTHER and ranges(server)[1] == f"bytes={HALF}-"
+
+
+def test_a_part_belongs_to_its_address(server: WeightServer, tmp_path: Path) -> None:
+    server.manners = ["cut"]
+    path = tmp_path / "weights.pth"
+    with pytest.raises(DownloadError):
+        fetch(server, path, attempts=1)
+    server.content = OTHER
+    download(f"{server.base}/other.pth", path, quiet=True)
+    assert path.read_bytes() == OTHER and ranges(server) == [None, None]
 
 
 def test_a_file_that_became_shorter_than_the_part(server: WeightServer, tmp_path: Path) -> None:

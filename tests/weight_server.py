@@ -112,9 +112,10 @@ def answer(request: BaseHTTPRequestHandler, server: WeightServer) -> None:
     request.send_response(seen.status)
     body = server.content[start:]
     if seen.status == 206:
-        first = start + 1 if manner == "wrong-range" else start
+        start += manner == "wrong-range"
+        body = server.content[start:]
         size = len(server.content)
-        request.send_header("Content-Range", f"bytes {first}-{size - 1}/{size}")
+        request.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
     lengths = {"long": len(body) + 1000, "endless": 2**60}
     if manner != "no-length":
         request.send_header("Content-Length", str(lengths.get(manner, len(body))))
