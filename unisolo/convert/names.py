@@ -84,7 +84,9 @@ class Renamed:
                 difflib.get_close_matches(foreign, self.unknown, n=2, cutoff=0.8)
                 or difflib.get_close_matches(foreign, self._names(), n=2, cutoff=0.8)
             )
-            parts.append(f"{foreign} (it has {', '.join(alike)})" if alike else foreign)
+            parts.append(
+                f"{foreign} (nearest in the file: {', '.join(alike)})" if alike else foreign
+            )
         return counted(len(ours), parts)
 
     def _names(self) -> list[str]:
