@@ -241,6 +241,15 @@ def test_files_come_before_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             load_model(path)
 
 
+def test_a_foreign_file_is_told_to_be_converted(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"not a safetensors file.*unisolo.convert first"):
+        load_model(path)
+    save_model(tiny_model(), path)
+    assert load_model(path).config is not None  # ours under their ending
+
+
 @pytest.mark.parametrize(
     ("name", "near"),
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unisolo.zoo.load import cached_path, load_model, model_path
-from unisolo.zoo.show import models_markdown, print_models
+from unisolo.zoo.show import print_models
 from unisolo.zoo.table import MODELS, ModelEntry, list_models
 
 __all__ = [
@@ -13,6 +13,5 @@ __all__ = [
     "list_models",
     "load_model",
     "model_path",
-    "models_markdown",
     "print_models",
 ]

@@ -18,6 +18,9 @@ from unisolo.zoo.table import MODELS, ModelEntry
 
 __all__ = ["cached_path", "load_model", "model_path"]
 
+FOREIGN = (".pth", ".pt", ".pkl")
+"""Endings of other codes' files."""
+
 
 def load_model(
     source: str | os.PathLike[str],
@@ -49,13 +52,24 @@ def load_model(
     table = tuple(table)
     entry = _entry(source, table)
     if entry is None:
-        return load_checkpoint(Path(source), task=task, device=device)
+        return _load_file(Path(source), task, device)
     check_task(load_config(values={"task": entry.task}), task)  # before hundreds of MB are fetched
     path = _converted(entry, quiet)
     try:
         return load_checkpoint(path, device=device)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; delete {path} to have it made again") from error
+
+
+def _load_file(path: Path, task: str | None, device: str | torch.device) -> UniSolo:
+    try:
+        return load_checkpoint(path, task=task, device=device)
+    except CheckpointError as error:
+        if path.suffix not in FOREIGN or not path.is_file():
+            raise
+        raise CheckpointError(
+            f"{error}; if it is of another SOLOv2 code, convert it with unisolo.convert first"
+        ) from error
 
 
 def model_path(name: str, *, quiet: bool = False, table: Iterable[ModelEntry] = MODELS) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 from unisolo.zoo.load import cached_path
 from unisolo.zoo.table import ModelEntry, list_models
 
-__all__ = ["models_markdown", "print_models"]
+__all__ = ["print_models"]
 
 COLUMNS = ("name", "source", "backbone", "input", "mask AP", "licence")
 
@@ -38,19 +38,6 @@ def print_models(filter: str = "", json: bool = False) -> None:
     if not console.is_terminal:
         console.width = 160
     console.print(table)
-
-
-def models_markdown() -> str:
-    """The table of `docs/weights.md`."""
-    lines = [
-        " | ".join(("", *COLUMNS, "")).strip(),
-        "|" + "---|" * len(COLUMNS),
-        *(
-            " | ".join(("", f"`{entry.name}`", *_cells(entry)[1:], "")).strip()
-            for entry in list_models()
-        ),
-    ]
-    return "\n".join(lines)
 
 
 def _cells(entry: ModelEntry) -> tuple[str, ...]:
