@@ -95,6 +95,12 @@ def test_export_contains_no_foreign_operator() -> None:
     assert any("grid_sampler" in name for name in operators)
     assert not any("torchvision" in name for name in operators)
     torch.testing.assert_close(program.module()(features), model(features), atol=2e-5, rtol=1e-4)
+    # One program for every size.
+    dynamic = torch.export.Dim.DYNAMIC
+    sizes = ({0: dynamic, 2: dynamic, 3: dynamic},)
+    free = torch.export.export(model, (torch.randn(2, 4, 9, 12),), dynamic_shapes=sizes).module()
+    other = torch.randn(3, 4, 17, 8)
+    torch.testing.assert_close(free(other), model(other), atol=2e-5, rtol=1e-4)
     traced = torch.jit.trace(model, features)
     assert "torchvision" not in str(traced.inlined_graph)
 
