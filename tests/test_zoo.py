@@ -293,6 +293,20 @@ def test_the_table_holds_together() -> None:
         assert ("DCN" in entry.backbone) == ("dcn" in entry.name)
 
 
+def test_the_page_has_the_table() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "weights.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `") and "_solo" in line]
+    rows += [line for line in page.splitlines() if line.startswith("| `solov2_")]
+    expected = {
+        f"| `{e.name}` | {e.source} | {e.backbone}, {e.schedule} | {e.input_size[0]} x "
+        f"{e.input_size[1]} | {e.mask_ap:.1f} |"
+        for e in MODELS
+    }
+    assert set(rows) == expected
+    for entry in MODELS:
+        assert entry.sha256 or f"`{entry.name}`" in page.split("no published hash")[1]
+
+
 def test_lists_and_filters(capsys: pytest.CaptureFixture[str]) -> None:
     assert list_models() == list(MODELS)
     assert {entry.source for entry in list_models("ADELAI")} == {"AdelaiDet"}
