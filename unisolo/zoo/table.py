@@ -23,7 +23,7 @@ class ModelEntry:
         source: Who published it.
         url: Where it is.
         licence: Terms of the project it comes from.
-        sha256: SHA-256 of the file or its first digits, as published; empty = none published.
+        sha256: SHA-256 of the file or its first digits, as published; empty = not known here.
         mask_ap: Mask AP on COCO val2017 as published, percent.
         backbone: Its network; "DCN" where convolutions are deformable.
         schedule: Passes over COCO in units of 12; 3x with several training sizes.
