@@ -231,7 +231,7 @@ def test_report(whole: dict[str, Tensor], tmp_path: Path) -> None:
     assert report.variant == "resnet18, 2 x 256 towers, 128 kernel channels, no DCN, 3 classes"
     assert report.ignored == (
         "beside the weights: meta, optimizer",
-        "1 tensors of a moving average (ema_*)",
+        "copies of a moving average (ema_*): 1",
     )
     assert report.warnings == ()
 

@@ -122,9 +122,6 @@ def test_resnext_101_64x4d_with_deformable_convolutions() -> None:
     assert model.config is not None
     expected = {"backbone": "resnext101_64x4d", "stride_in_1x1": False, "backbone_deform": "v2"}
     check_settings(model.config, expected, (800, 1333))
-    with torch.no_grad():
-        outputs = model(torch.randint(0, 256, (1, 3, 32, 64), dtype=torch.uint8))
-    assert outputs.category_logits.isfinite().all()
 
 
 def test_old_spelling_of_offsets() -> None:
@@ -144,6 +141,12 @@ def test_old_spelling_of_offsets() -> None:
     assert older.keys() != later.keys()
     assert modern_offsets(older) == later
     assert modern_offsets(later) == later
+    both = {
+        "backbone.layer2.0.conv2.weight": 1,
+        "backbone.layer2.0.conv2_offset.bias": 2,
+        "backbone.layer2.0.conv2.conv_offset.bias": 3,
+    }
+    assert modern_offsets(both) == both
 
 
 def test_a_model_in_the_old_spelling() -> None:

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_model import tiny_config, tiny_model
 from torch import Tensor, nn
 
+from unisolo.checkpoint import load_checkpoint, save_model
+from unisolo.config import ConfigError, config_to_dict, load_config
 from unisolo.models import MaskHead, SoloHead, TimmBackbone
 from unisolo.models.deform import DeformConv2d, sample_and_multiply
 from unisolo.models.layers import init_normal
@@ -87,6 +90,7 @@ def test_the_form_for_export_is_equal(
         torch.testing.assert_close(exported, run, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_export_contains_no_foreign_operator() -> None:
     model = nn.Sequential(lively("v2", stride=2), nn.ReLU()).eval()
     features = torch.randn(1, 4, 9, 12)
@@ -257,3 +261,64 @@ def test_normalisation_can_be_given() -> None:
     assert backbone.mean == (1.0, 2.0, 3.0)
     assert backbone.std == (1.0, 1.0, 1.0)
     assert math.isclose(TimmBackbone("test_resnet", mean=(1.0, 2.0, 3.0)).std[0], 127.5)
+
+
+DEFORMABLE = ("model.backbone_deform=v2", "model.head_deform=all-v1", "model.mask_deform=v2")
+
+
+def test_settings_reach_the_model_and_its_file(tmp_path: Path) -> None:
+    model = tiny_model(*DEFORMABLE, "model.mean=[1, 2, 3]", "model.std=[4, 5, 6]")
+    assert model.mean.flatten().tolist() == [1, 2, 3]
+    assert model.std.flatten().tolist() == [4, 5, 6]
+    versions = {
+        name: [conv.version for conv in part.modules() if isinstance(conv, DeformConv2d)]
+        for name, part in model.named_children()
+    }
+    assert set(versions["backbone"]) == set(versions["mask_head"]) == {"v2"}
+    assert versions["solo_head"] == ["v1", "v1"]  # one convolution in each of two towers
+    assert versions["neck"] == versions["heads"] == []
+    for module in model.modules():
+        if isinstance(module, DeformConv2d):
+            nn.init.normal_(module.conv_offset.bias)
+    loaded = load_checkpoint(save_model(model, tmp_path / "model.safetensors"))
+    images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        for found, expected in zip(loaded(images)[:3], model.eval()(images)[:3], strict=True):
+            assert torch.equal(found, expected)
+
+
+def test_every_parameter_of_a_deformable_model_learns() -> None:
+    model = tiny_model(*DEFORMABLE)
+    for module in model.modules():
+        if isinstance(module, DeformConv2d):
+            nn.init.normal_(module.conv_offset.bias)
+    outputs = model(torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8))
+    parts = (outputs.category_logits, outputs.kernels, outputs.mask_features)
+    sum(part.square().mean() for part in (*parts, *outputs.extras.values())).backward()
+    still = [name for name, value in model.named_parameters() if value.grad is None]
+    assert still == []
+
+
+def test_configurations_from_before_these_settings_are_read() -> None:
+    values = config_to_dict(tiny_config())
+    for key in ("backbone_deform", "head_deform", "mask_deform", "stride_in_1x1", "mean", "std"):
+        del values["model"][key]
+    assert load_config(values=values) == tiny_config()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "backbone_deform=v3",
+        "head_deform=v2",
+        "mask_deform=all-v1",
+        "mean=[1, 2]",
+        "mean=[1, 2, 256]",
+        "std=[1, 0, 1]",
+        "std=[1, .nan, 1]",
+        "stride_in_1x1=maybe",
+    ],
+)
+def test_wrong_settings_are_named(setting: str) -> None:
+    with pytest.raises(ConfigError, match=rf"model\.{setting.partition('=')[0]}"):
+        tiny_config(f"model.{setting}")

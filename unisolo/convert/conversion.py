@@ -209,7 +209,7 @@ def _format(state: Mapping[str, Tensor], wanted: str, where: str) -> Format:
     if len(found) > 1:
         raise ConversionError(
             f"{where}: it has names of several formats ({', '.join(f.name for f in found)}), so it "
-            "is a mixture of models; say which with the format"
+            "is a mixture of models; give a file of one"
         )
     if found:
         raise ConversionError(f"{where}: not of format {wanted!r} but of {found[0].name!r}")

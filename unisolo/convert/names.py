@@ -122,7 +122,8 @@ def _modern(name: str, state: Mapping[str, Value]) -> str:
     match = re.fullmatch(r"(.*conv\d*)_offset\.(weight|bias)", name)
     if match is None or name.rsplit(".conv_offset.", 1)[0] + ".weight" in state:
         return name
-    return f"{match[1]}.conv_offset.{match[2]}"
+    modern = f"{match[1]}.conv_offset.{match[2]}"
+    return name if modern in state else modern  # of two spellings neither may vanish
 
 
 def _renamed(name: str, rules: Iterable[Rule]) -> str | None:

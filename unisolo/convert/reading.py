@@ -94,7 +94,7 @@ def read_foreign(path: Path) -> ForeignFile:
     for name in averages:
         del named[name]
     if averages:
-        ignored.append(f"{len(averages)} tensors of a moving average (ema_*)")
+        ignored.append(f"copies of a moving average (ema_*): {len(averages)}")
     if named and all(name.startswith("module.") for name in named):
         named = {name.removeprefix("module."): value for name, value in named.items()}
     odd = [name for name, value in named.items() if not _is_plain(value)]
