@@ -217,6 +217,12 @@ def test_given_categories_win(whole: dict[str, Tensor], tmp_path: Path) -> None:
     refused(whole, "has 3 classes, and 2 thing categories", categories=two)
 
 
+def test_class_names_that_cannot_be_written(whole: dict[str, Tensor], tmp_path: Path) -> None:
+    source = save(whole, tmp_path / "weights.pth", {"CLASSES": ("a", "b", "\ud800")})
+    with pytest.raises(ConversionError, match=r"class names cannot be used .*give the categories"):
+        convert_checkpoint(source, tmp_path / "model.safetensors")
+
+
 def test_report(whole: dict[str, Tensor], tmp_path: Path) -> None:
     tree = {
         "meta": {"CLASSES": ("a", "b", "c")},

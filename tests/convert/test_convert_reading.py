@@ -42,6 +42,10 @@ def check(state: dict[str, Tensor]) -> None:
             {"meta": {"epoch": 1}, "state_dict": WEIGHTS, "optimizer": {}},
             ("beside the weights: meta, optimizer",),
         ),
+        (
+            {"model": WEIGHTS, **{f"{n}" * 50: n for n in range(10, 24)}},
+            ("beside the weights: " + ", ".join(f"{n}" * 20 for n in range(10, 22)) + ", ...",),
+        ),
         ({"state_dict": {f"module.{name}": value for name, value in WEIGHTS.items()}}, ()),
         (
             {"state_dict": {**WEIGHTS, "ema_a_weight": torch.ones(2)}},

@@ -270,7 +270,12 @@ def _categories(
         # The oldest files write "traffic_light".
         if [name.replace("_", " ") for name in in_file] == list(COCO_NAMES.values()):
             return _named(coco), "the file (COCO's)", warnings
-        return _named(enumerate(in_file, start=1)), "the file", warnings
+        try:
+            return _named(enumerate(in_file, start=1)), "the file", warnings
+        except ValueError as error:
+            raise ConversionError(
+                f"{where}: its class names cannot be used ({error}); give the categories"
+            ) from None
     if count == len(coco):
         return _named(coco), "COCO, because there are 80", warnings
     warnings.append(

@@ -24,6 +24,9 @@ __all__ = ["ConversionError", "ForeignFile", "read_foreign"]
 WRAPPERS = ("state_dict", "model")
 """Names under which frameworks keep the weights inside a checkpoint."""
 
+MOST_LISTED = 12
+"""Other entries of a file that a report lists."""
+
 
 class ConversionError(ValueError):
     """Foreign weights that cannot be converted; the message names the file and the fix."""
@@ -85,9 +88,10 @@ def read_foreign(path: Path) -> ForeignFile:
     for wrapper in WRAPPERS:
         if isinstance(tree.get(wrapper), Mapping):
             weights = tree[wrapper]
-            others = [str(key) for key in tree if key != wrapper]
+            others = [str(key)[:40] for key in tree if key != wrapper]
             if others:
-                ignored.append(f"beside the weights: {', '.join(others)}")
+                more = ", ..." if len(others) > MOST_LISTED else ""
+                ignored.append(f"beside the weights: {', '.join(others[:MOST_LISTED])}{more}")
             break
     named = {str(key): value for key, value in weights.items()}
     averages = [name for name in named if name.startswith("ema_")]
