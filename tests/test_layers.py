@@ -19,10 +19,10 @@ LEVELS = [
     {"build"},
     {"checkpoint", "doctor"},
     {"convert"},
-    {"zoo"},
+    {"zoo", "graphs"},
     {"thresholds"},
     {"engine", "predictor"},
-    {"predict_files", "compare", "overfit"},
+    {"predict_files", "compare", "overfit", "export"},
     {"cli"},
 ]
 LEVEL = {unit: number for number, units in enumerate(LEVELS) for unit in units}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["masks_to_boxes", "sqrt_area", "xyxy_to_xywh"]
+__all__ = ["extents", "masks_to_boxes", "sqrt_area", "xyxy_to_xywh"]
 
 
 def masks_to_boxes(masks: Tensor) -> Tensor:
@@ -25,8 +25,8 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
             f"masks_to_boxes needs bool masks [N, H, W], got {masks.dtype} {list(masks.shape)}"
         )
     values = masks.view(torch.uint8)  # its maximum is many times faster than `any` of bools
-    x1, x2 = _extent(values.amax(1) > 0)
-    y1, y2 = _extent(values.amax(2) > 0)
+    x1, x2 = extents(values.amax(1) > 0)
+    y1, y2 = extents(values.amax(2) > 0)
     return torch.stack([x1, y1, x2, y2], dim=1).float()
 
 
@@ -55,11 +55,18 @@ def sqrt_area(boxes: Tensor) -> Tensor:
     return (width * height).sqrt()
 
 
-def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """First occupied place and last one + 1 of each row [N, M]; 0 and 0 where none is."""
-    size = occupied.shape[1]
+def extents(occupied: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where each row begins and ends.
+
+    Args:
+        occupied: [..., M] bool.
+
+    Returns:
+        [...] int64 each: the first occupied place, and the last one + 1; 0 and 0 where none is.
+    """
+    size = occupied.shape[-1]
     places = torch.arange(size, device=occupied.device)
-    first = torch.where(occupied, places, size).amin(1)
-    end = torch.where(occupied, places + 1, 0).amax(1)
+    first = torch.where(occupied, places, size).amin(-1)
+    end = torch.where(occupied, places + 1, 0).amax(-1)
     # `end` is 0 exactly where nothing is occupied.
     return torch.minimum(first, end), end

@@ -1,0 +1,8 @@
+"""Trained models as graphs that run without this package: ONNX, `torch.export` and OpenVINO."""
+
+from __future__ import annotations
+
+from unisolo.export.command import ExportReport, export_checkpoint
+from unisolo.export.graph import ExportGraph
+
+__all__ = ["ExportGraph", "ExportReport", "export_checkpoint"]

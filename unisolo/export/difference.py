@@ -1,0 +1,147 @@
+"""How far two answers to the same image are apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unisolo.ops.masks import popcount
+from unisolo.results import Result
+
+__all__ = ["Difference", "compare"]
+
+NEAR_TIE = 1e-5
+"""Scores this close may change places: rounding differs between runtimes."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a graph's results are from the model's.
+
+    Attributes:
+        images: Results compared; an image may be compared alone and in a batch.
+        instances: Instances of the model in them.
+        unmatched: Instances of either side without a partner of the same label, covering the same
+            place, at the same position in the order (near ties may change places).
+        score: Largest difference of scores.
+        box: Largest difference of a side of a box, in pixels of the frame compared.
+        mask: Largest share of the frame's pixels by which a mask differs.
+        panoptic: Largest share of pixels of a panoptic map that belong to another segment; None
+            where there is no map.
+    """
+
+    images: int = 0
+    instances: int = 0
+    unmatched: int = 0
+    score: float = 0.0
+    box: float = 0.0
+    mask: float = 0.0
+    panoptic: float | None = None
+
+    def join(self, other: Difference) -> Difference:
+        """Return the difference over both sets of images."""
+        maps = [value for value in (self.panoptic, other.panoptic) if value is not None]
+        return Difference(
+            self.images + other.images,
+            self.instances + other.instances,
+            self.unmatched + other.unmatched,
+            max(self.score, other.score),
+            max(self.box, other.box),
+            max(self.mask, other.mask),
+            max(maps, default=None),
+        )
+
+    def within(self, limits: Difference) -> bool:
+        """Whether no figure is above its limit; boxes follow from masks and have none."""
+        return (
+            self.unmatched <= limits.unmatched
+            and self.score <= limits.score
+            and self.mask <= limits.mask
+            and (self.panoptic or 0.0) <= (limits.panoptic or 0.0)
+        )
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.instances} instances in {self.images} results: {self.unmatched} without "
+            f"partner, scores within {self.score:.1e}, boxes within {self.box:g} px, masks within "
+            f"{100 * self.mask:.4f} % of the pixels"
+        )
+        if self.panoptic is not None:
+            text += f", panoptic maps within {100 * self.panoptic:.4f} %"
+        return text
+
+
+def compare(ours: Result, theirs: Result) -> Difference:
+    """Compare two results for one image, on the CPU.
+
+    Args:
+        ours: The model's.
+        theirs: The graph's, in the same frame.
+    """
+    pairs = _pairs(ours, theirs)
+    left = [i for i, _ in pairs]
+    right = [j for _, j in pairs]
+    score = (ours.scores[left] - theirs.scores[right]).abs()
+    box = (ours.boxes[left] - theirs.boxes[right]).abs()
+    mask = 0.0
+    if ours.packed_masks is not None and theirs.packed_masks is not None and pairs:
+        apart = (ours.packed_masks[left] ^ theirs.packed_masks[right]).flatten(1)
+        mask = int(popcount(apart).max()) / (ours.image_size[0] * ours.image_size[1])
+    return Difference(
+        images=1,
+        instances=len(ours),
+        unmatched=len(ours) + len(theirs) - 2 * len(pairs),
+        score=float(score.max()) if pairs else 0.0,
+        box=float(box.max()) if pairs else 0.0,
+        mask=mask,
+        panoptic=_panoptic_share(ours, theirs),
+    )
+
+
+def _pairs(ours: Result, theirs: Result) -> list[tuple[int, int]]:
+    """Partners: the same position, or one whose score is a near tie with it."""
+    free = set(range(len(theirs)))
+    pairs = []
+    for i in range(len(ours)):
+        ties = (ours.scores - ours.scores[i]).abs() <= NEAR_TIE
+        places = [i, *(j for j in ties.nonzero().flatten().tolist() if j != i)]
+        for j in places:
+            if j in free and ours.labels[i] == theirs.labels[j] and _overlap(ours, i, theirs, j):
+                pairs.append((i, j))
+                free.remove(j)
+                break
+    return pairs
+
+
+def _overlap(ours: Result, i: int, theirs: Result, j: int) -> bool:
+    """Whether two boxes overlap by more than half of their union."""
+    left, right = ours.boxes[i], theirs.boxes[j]
+    sides = torch.minimum(left[2:], right[2:]) - torch.maximum(left[:2], right[:2])
+    shared = float(sides.clamp_min(0).prod())
+    union = sum(float((box[2:] - box[:2]).prod()) for box in (left, right)) - shared
+    return shared > 0.5 * union or union <= 0
+
+
+def _panoptic_share(ours: Result, theirs: Result) -> float | None:
+    """Share of pixels that belong to another segment.
+
+    Segments are numbered by score, so near ties can change numbers: each of their segments is first
+    given the number of the segment of ours of the same label that it covers most.
+    """
+    if ours.panoptic_seg is None or theirs.panoptic_seg is None:
+        return None
+    left, right = ours.panoptic_seg.numpy(), theirs.panoptic_seg.numpy()
+    labels = {segment.id: segment.label for segment in ours.segments_info or ()}
+    renamed: NDArray[np.int64] = np.zeros(int(right.max(initial=0)) + 1, dtype=np.int64)
+    for segment in theirs.segments_info or ():
+        covered, counts = np.unique(left[right == segment.id], return_counts=True)
+        alike = [
+            (int(count), int(number))
+            for number, count in zip(covered, counts, strict=True)
+            if labels.get(int(number)) == segment.label
+        ]
+        renamed[segment.id] = max(alike)[1] if alike else -segment.id  # no number of ours
+    return float((renamed[right] != left).mean()) if left.size else 0.0
