@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-
 from unisolo.checkpoint import check_task, model_facts
 from unisolo.config import Config, ConfigError, config_to_dict, load_config
 from unisolo.data.images import ImageInput, read_image
