@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -67,7 +68,19 @@ def save_model(
     return path
 
 
-def model_facts(model: UniSolo) -> tuple[Config, Categories]:
+class Described(Protocol):
+    """A model, or what stands in for one."""
+
+    @property
+    def config(self) -> Config | None:
+        """Its configuration."""
+
+    @property
+    def categories(self) -> Categories | None:
+        """Its categories."""
+
+
+def model_facts(model: Described) -> tuple[Config, Categories]:
     """Return the configuration and the categories that a model carries.
 
     Raises:
@@ -127,9 +140,9 @@ def check_task(config: Config, task: str | None) -> None:
     missing = get_task(task).requires - get_task(config.task).requires
     if missing:
         raise CheckpointError(
-            f"the checkpoint was trained for task '{config.task}' and has no "
-            f"{', '.join(sorted(missing))} branch, which task '{task}' needs; train with "
-            f"--task {task}"
+            f"the model was made for task '{config.task}' and has no "
+            f"{', '.join(sorted(missing))} branch, which task '{task}' needs; train "
+            f"(or export) with --task {task}"
         )
 
 

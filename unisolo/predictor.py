@@ -18,21 +18,18 @@ from unisolo.data.loader import collate, padded_size_groups
 from unisolo.data.raw import RawSample
 from unisolo.data.transforms import EvalTransform
 from unisolo.devices import autocast_for, resolve_device, resolve_precision
+from unisolo.graphs import Graph, GraphError, Selected, select
 from unisolo.models import UniSolo
-from unisolo.ops.select import select_instances
 from unisolo.results import Result
 from unisolo.structures import Batch, ImageMeta, Outputs, Sample
 from unisolo.tasks import get_task
 from unisolo.thresholds import Thresholds, settings_of_call
-from unisolo.zoo import load_model
+from unisolo.zoo import open_model
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["Predictor", "Thresholds"]
-
-MASK_STRIDE = 4
-"""Mask features are a quarter of the padded input (SOLOv2, section 3.2)."""
 
 
 class Predictor:
@@ -52,16 +49,20 @@ class Predictor:
     Nothing is remembered between calls. Several threads may share a predictor.
 
     Args:
-        model: Path of a checkpoint; a name from `unisolo.list_models`, whose weights are fetched
-            on first use; or a model made by `build_model` or `load_model`. A model is used as it
-            is, not copied: it is put in evaluation mode, and on `device` if one is named.
+        model: Path of a checkpoint or of an exported graph (.onnx, .xml, .pt2); a name from
+            `unisolo.list_models`, whose weights are fetched on first use; or a model made by
+            `build_model` or `load_model`, or a graph from `unisolo.graphs.open_graph`. A model is
+            used as it is, not copied: it is put in evaluation mode, and on `device` if one is
+            named. The thresholds up to Matrix NMS are constants of a graph.
         task: "panoptic", "instance" or "detection"; None = the one it was trained for.
         device: "auto" = CUDA, else MPS, else CPU (for a model: where it is); or any torch device.
+            Of a graph those of its runtime, see `unisolo.graphs.open_graph`.
         dtype: Compute precision: "auto" (fp32 on CPU; bf16 on a GPU that has it, else fp16),
-            "fp32", "bf16" or "fp16". Weights stay fp32; the others work by autocast.
+            "fp32", "bf16" or "fp16". Weights stay fp32; the others work by autocast. A graph has
+            its own.
 
     Attributes:
-        model: The model.
+        model: The model or graph.
         task: Name of the task.
         categories: Categories of the model.
         config: Configuration of the model.
@@ -69,13 +70,14 @@ class Predictor:
 
     Raises:
         ValueError: If the task, device or precision is unknown, the file is not a checkpoint
-            (`CheckpointError`), or it has no head for the task.
+            (`CheckpointError`) or graph (`GraphError`, which is one), or it has no head for the
+            task.
         TypeError: If `model` is neither a path nor a model.
     """
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | UniSolo,
+        model: str | os.PathLike[str] | UniSolo | Graph,
         *,
         task: str | None = None,
         device: str | torch.device = "auto",
@@ -83,27 +85,23 @@ class Predictor:
     ) -> None:
         if task is not None:
             get_task(task)  # an unknown name is told before a file is read
-        if isinstance(model, UniSolo):
-            check_task(model_facts(model)[0], task)
-            if device != "auto":
-                model.to(resolve_device(device))
-        elif isinstance(model, (str, os.PathLike)):
-            model = load_model(model, task=task, device=resolve_device(device))
-        else:
-            raise TypeError(
-                "model must be a path of a checkpoint, a model's name or a UniSolo, got "
-                f"{type(model).__name__}"
-            )
-        self.model = model.eval()
-        self.config, self.categories = model_facts(model)
+        self.model = _model(model, task, device)
+        self.config, self.categories = model_facts(self.model)
         self.task = task or self.config.task
+        if isinstance(self.model, Graph) and dtype != "auto":
+            raise GraphError(
+                f"{self.model.path}: the precision is the graph's ({self.model.facts.precision}); "
+                "leave dtype out, or export with --precision"
+            )
         self.dtype = resolve_precision(dtype, self.device)
         data = self.config.data
         self._transform = EvalTransform(data.image_size, data.max_size, resize=data.resize)
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Where the model is; for a graph, where its results are."""
+        if isinstance(self.model, Graph):
+            return self.model.device
         return next(self.model.parameters()).device
 
     def preprocess(self, image: ImageInput, *, bgr: bool = False) -> Sample:
@@ -135,7 +133,7 @@ class Predictor:
         return self._transform(RawSample(image=array, meta=meta))
 
     @torch.inference_mode()
-    def forward(self, batch: Batch | Sequence[Sample]) -> Outputs:
+    def forward(self, batch: Batch | Sequence[Sample]) -> Outputs | Selected:
         """Run the model once; every task is answered from what it returns.
 
         Args:
@@ -144,12 +142,14 @@ class Predictor:
                 `predict_batch` only joins images of one padded size.
 
         Returns:
-            Raw outputs, on the model's device.
+            Raw outputs, on the model's device. A graph gives the instances it has selected.
         """
         if isinstance(batch, Sample):
             raise TypeError("forward takes a Batch or a list of samples: give [sample]")
         if not isinstance(batch, Batch):
             batch = collate(batch)
+        if isinstance(self.model, Graph):
+            return self.model(batch.images, batch.image_sizes)
         if self.model.training:  # someone trained on between two calls
             self.model.eval()
         device = self.device
@@ -161,7 +161,7 @@ class Predictor:
     @torch.inference_mode()
     def postprocess(
         self,
-        outputs: Outputs,
+        outputs: Outputs | Selected,
         metas: Sequence[ImageMeta],
         *,
         task: str | None = None,
@@ -188,17 +188,21 @@ class Predictor:
         """
         name = task or self.task
         settings = settings_of_call(self.config, name, score_threshold, thresholds)
-        if len(metas) != len(outputs.kernels):
+        if isinstance(self.model, Graph):
+            self.model.check_settings(settings)
+            found = select(outputs, None, settings)
+        else:
+            found = select(outputs, self.model.grid, settings)
+        if len(metas) != len(found.instances.scores):
             raise ValueError(
-                f"{len(metas)} metas for a batch of {len(outputs.kernels)} images; give one each"
+                f"{len(metas)} metas for a batch of {len(found.instances.scores)} images; give "
+                "one each"
             )
-        instances = select_instances(outputs, self.model.grid, **settings.select_arguments())
-        height, width = outputs.mask_features.shape[-2:]
         return get_task(name)(self.categories).postprocess(
-            instances,
-            outputs.extras,
+            found.instances,
+            found.extras,
             metas,
-            padded_size=(height * MASK_STRIDE, width * MASK_STRIDE),
+            padded_size=found.padded_size,
             score_threshold=score_threshold,
             **settings.postprocess_arguments(),
         )
@@ -325,6 +329,29 @@ class Predictor:
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"Predictor(task={self.task!r}, device={str(self.device)!r}, dtype={dtype!r})"
+
+
+def _model(
+    model: str | os.PathLike[str] | UniSolo | Graph, task: str | None, device: str | torch.device
+) -> UniSolo | Graph:
+    """Open, move and check what a predictor was given."""
+    if isinstance(model, (str, os.PathLike)):
+        model = open_model(model, task=task, device=device)
+    elif isinstance(model, Graph):
+        model.check_unfinished()
+        check_task(model.config, task)
+        if device != "auto":
+            raise GraphError(f"{model.path}: give the device to open_graph, not here")
+    elif isinstance(model, UniSolo):
+        check_task(model_facts(model)[0], task)
+        if device != "auto":
+            model.to(resolve_device(device))
+    else:
+        raise TypeError(
+            "model must be a path of a checkpoint or exported graph, a model's name, a UniSolo or "
+            f"a Graph, got {type(model).__name__}"
+        )
+    return model.eval() if isinstance(model, UniSolo) else model
 
 
 def _check_many(images: Iterable[ImageInput]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "MASK_STRIDE",
     "STUFF_IGNORE",
     "Batch",
     "GridSpec",
@@ -21,6 +22,9 @@ __all__ = [
     "Sample",
     "Target",
 ]
+
+MASK_STRIDE = 4
+"""Mask features are a quarter of the padded input (SOLOv2, section 3.2)."""
 
 STUFF_IGNORE = -1
 """Value of `Target.stuff_map` where the stuff loss is not taken (void, crowd, padding)."""

@@ -18,8 +18,8 @@ from unisolo.engine.distributed import World
 from unisolo.engine.tally import DetectionTally
 from unisolo.evaluation.base import Evaluator
 from unisolo.files import write_json
+from unisolo.graphs import Graph, select
 from unisolo.models import UniSolo
-from unisolo.ops.select import select_instances
 from unisolo.results import Result
 from unisolo.structures import Batch, Sample
 from unisolo.tasks import TaskAdapter
@@ -27,24 +27,23 @@ from unisolo.tasks import TaskAdapter
 __all__ = ["check_categories", "evaluate", "run_batch"]
 
 
-def run_batch(model: UniSolo, task: TaskAdapter, batch: Batch) -> list[Result]:
+def run_batch(model: UniSolo | Graph, task: TaskAdapter, batch: Batch) -> list[Result]:
     """Run the model and the task's post-process on one batch, with the model's own settings."""
     settings = model_facts(model)[0].inference
-    outputs = model(batch.images, batch.image_sizes)
-    instances = select_instances(outputs, model.grid, **settings.select_arguments())
-    height, width = batch.images.shape[-2:]
+    grid = None if isinstance(model, Graph) else model.grid
+    found = select(model(batch.images, batch.image_sizes), grid, settings)
     return task.postprocess(
-        instances,
-        outputs.extras,
+        found.instances,
+        found.extras,
         batch.metas,
-        padded_size=(height, width),
+        padded_size=found.padded_size,
         **settings.postprocess_arguments(),
     )
 
 
 @torch.inference_mode()
 def evaluate(
-    model: UniSolo,
+    model: UniSolo | Graph,
     dataset: Any,
     *,
     task: TaskAdapter,
@@ -62,7 +61,7 @@ def evaluate(
     image gets an instance, one warning says which threshold is above what the model gives.
 
     Args:
-        model: In evaluation mode, on `world.device`.
+        model: In evaluation mode, on `world.device`; or an exported graph of size "stride4".
         dataset: One of `unisolo.data.DATASETS`, with the evaluation transform.
         task: The task to answer; a panoptic model may be evaluated on all three.
         world: This process's place.

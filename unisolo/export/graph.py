@@ -16,12 +16,11 @@ from unisolo.graphs.facts import Size
 from unisolo.models import UniSolo
 from unisolo.ops.boxes import extents
 from unisolo.ops.select import select_instances
-from unisolo.structures import Instances
+from unisolo.structures import MASK_STRIDE, Instances
 from unisolo.tasks import get_task
 
 __all__ = ["ExportGraph"]
 
-MASK_STRIDE = 4
 MASKS_AT_A_TIME = 20
 """Masks (or stuff channels) in float at full size at a time; the nodes of the graph grow as it
 falls."""

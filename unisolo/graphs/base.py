@@ -15,7 +15,7 @@ from torch import Tensor
 from unisolo.checkpoint import CheckpointError
 from unisolo.config import InferenceConfig
 from unisolo.graphs.facts import GraphFacts
-from unisolo.structures import Instances
+from unisolo.structures import MASK_STRIDE, Instances
 
 __all__ = ["Arrays", "Graph", "GraphError", "Selected"]
 
@@ -36,6 +36,12 @@ class Selected(NamedTuple):
 
     instances: Instances
     extras: dict[str, Tensor]
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """(H, W) of the model's input with padding."""
+        height, width = self.instances.mask_probs.shape[-2:]
+        return height * MASK_STRIDE, width * MASK_STRIDE
 
 
 class Graph(ABC):
@@ -118,7 +124,8 @@ class Graph(ABC):
 
     def check_settings(self, settings: InferenceConfig) -> None:
         """Raise a GraphError if a threshold differs from the one that was exported."""
-        ours, theirs = self.config.inference.select_arguments(), settings.select_arguments()
+        ours = self.facts.config.inference.select_arguments()
+        theirs = settings.select_arguments()
         changed = [name for name, value in theirs.items() if value != ours[name]]
         if changed:
             name = changed[0]

@@ -20,14 +20,12 @@ from unisolo.losses.assign import (
 )
 from unisolo.losses.assign import one_object_per_cell as keep_one_object_per_cell
 from unisolo.losses.functional import dice_loss, sigmoid_focal_loss
-from unisolo.structures import GridSpec, Outputs, Target
+from unisolo.structures import MASK_STRIDE, GridSpec, Outputs, Target
 
 __all__ = ["MAX_POSITIVES", "loss_counts", "solo_losses"]
 
 MAX_POSITIVES = 2000
 """Default of the most (cell, object) pairs whose masks one image trains."""
-
-_MASK_STRIDE = 4
 
 
 def solo_losses(
@@ -65,7 +63,7 @@ def solo_losses(
         ValueError: If the outputs, the targets and the grid do not fit together.
     """
     height, width = outputs.mask_features.shape[-2:]
-    image_size = (_MASK_STRIDE * height, _MASK_STRIDE * width)
+    image_size = (MASK_STRIDE * height, MASK_STRIDE * width)
     _check_shapes(outputs, targets, grid, image_size)
     assignments = _assign(targets, grid, image_size, one_object_per_cell)
     thinned = [_thinned(assignment, max_positives) for assignment in assignments]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unisolo.zoo.load import cached_path, load_model, model_path
+from unisolo.zoo.load import cached_path, load_model, model_path, open_model
 from unisolo.zoo.show import print_models
 from unisolo.zoo.table import MODELS, ModelEntry, list_models
 
@@ -13,5 +13,6 @@ __all__ = [
     "list_models",
     "load_model",
     "model_path",
+    "open_model",
     "print_models",
 ]

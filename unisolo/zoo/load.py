@@ -12,11 +12,13 @@ import torch
 
 from unisolo.checkpoint import CheckpointError, check_task, load_checkpoint
 from unisolo.config import load_config
+from unisolo.devices import resolve_device
 from unisolo.download import download, exclusive, mirrored, say
+from unisolo.graphs import Graph, is_graph, open_graph
 from unisolo.models import UniSolo
 from unisolo.zoo.table import MODELS, ModelEntry
 
-__all__ = ["cached_path", "load_model", "model_path"]
+__all__ = ["cached_path", "load_model", "model_path", "open_model"]
 
 FOREIGN = (".pth", ".pt", ".pkl")
 """Endings of other codes' files."""
@@ -70,6 +72,33 @@ def _load_file(path: Path, task: str | None, device: str | torch.device) -> UniS
         raise CheckpointError(
             f"{error}; if it is of another SOLOv2 code, convert it with unisolo.convert first"
         ) from error
+
+
+def open_model(
+    source: str | os.PathLike[str],
+    *,
+    task: str | None = None,
+    device: str | torch.device = "auto",
+) -> UniSolo | Graph:
+    """Load a model, or open an exported graph that can stand in for one.
+
+    Args:
+        source: As for `load_model`, or an exported file (.onnx, .xml, .pt2) of size "stride4".
+        task: Check that it can answer this task.
+        device: "auto", or a device of torch (of the graph's runtime, see `open_graph`).
+
+    Raises:
+        CheckpointError: As `load_model`, or if the graph cannot be used like a model.
+        DownloadError: As `load_model`.
+        ValueError: If the device is not there.
+        ImportError: If the graph's runtime is not installed.
+    """
+    if not is_graph(source):
+        return load_model(source, task=task, device=resolve_device(device))
+    graph = open_graph(source, device=str(device))
+    graph.check_unfinished()
+    check_task(graph.config, task)
+    return graph
 
 
 def model_path(name: str, *, quiet: bool = False, table: Iterable[ModelEntry] = MODELS) -> Path:
