@@ -392,7 +392,7 @@ def test_device_is_checked_and_auto_leaves_a_model_where_it_is(model: UniSolo) -
     assert Predictor(model).device == next(model.parameters()).device
     with pytest.raises(ValueError, match="device 'abacus' cannot be used here"):
         Predictor(model, device="abacus")
-    with pytest.raises(TypeError, match="a model's name or a UniSolo, got int"):
+    with pytest.raises(TypeError, match="a model's name, a UniSolo or a Graph, got int"):
         Predictor(7)  # type: ignore[arg-type]
 
 

@@ -1,28 +1,19 @@
-"""The command line. `tools/*.py` and the `unisolo` command are doors to these functions."""
+"""Commands that train, evaluate, predict, compare and examine."""
 
 from __future__ import annotations
 
-import functools
 import os
-import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
-__all__ = ["app", "compare", "doctor", "evaluate", "predict", "train"]
+from unisolo.cli.common import DebugOption, Overrides, TaskOption, app, friendly
 
-app = typer.Typer(
-    name="unisolo",
-    help="Instance, box and panoptic perception in one model.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-
-Command = TypeVar("Command", bound=Callable[..., Any])
+__all__ = ["compare", "doctor", "evaluate", "predict", "train"]
 
 
 class BackendChoice(str, Enum):
@@ -32,49 +23,8 @@ class BackendChoice(str, Enum):
     official = "official"
 
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Settings as key.sub=value, e.g. train.lr=0.001", metavar="[KEY=VALUE]..."),
-]
-TaskOption = Annotated[str | None, typer.Option("--task", help="panoptic, instance or detection.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the full trace of an error.")]
-
-
-def _friendly(command: Command) -> Command:
-    """Turn expected errors into one sentence and exit code 2; `--debug` shows the trace."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        # Read when torch is first imported, which the commands do. Threads that spin while they
-        # wait make CPU training many times slower on machines whose cores are shared.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        try:
-            return command(*args, **kwargs)
-        except (ValueError, OSError, ImportError, FloatingPointError, MemoryError) as error:
-            if kwargs.get("debug"):
-                raise
-            typer.secho(f"error: {_sentence(error)}", fg="red", err=True)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            typer.secho("stopped", fg="red", err=True)
-            raise typer.Exit(130) from None
-
-    return run  # type: ignore[return-value]
-
-
-def _sentence(error: BaseException) -> str:
-    """The message of an error, without the trace that a loader process packs into it."""
-    text = str(error)
-    if "Original Traceback" not in text:
-        return text
-    # The last line that starts a message: "package.module.Error: ...".
-    lines = text.strip().splitlines()
-    starts = [n for n, line in enumerate(lines) if re.match(r"^[\w.]+(Error|Exception): ", line)]
-    return "\n".join(lines[starts[-1] :]).split(": ", 1)[1] if starts else text
-
-
 @app.command()
-@_friendly
+@friendly
 def train(
     overrides: Overrides = None,
     task: TaskOption = None,
@@ -126,10 +76,10 @@ def train(
 
 
 @app.command()
-@_friendly
+@friendly
 def evaluate(
     checkpoint: Annotated[
-        Path, typer.Option(help="A model.safetensors, or a name from the model table.")
+        Path, typer.Option(help="A model.safetensors, an exported graph, or a model's name.")
     ],
     data: Annotated[Path, typer.Option(help="COCO-layout folder.")],
     split: Annotated[str | None, typer.Option(help="Default: the checkpoint's val split.")] = None,
@@ -156,12 +106,15 @@ def evaluate(
     from unisolo.config import config_to_dict, load_config
     from unisolo.engine.distributed import join_world
     from unisolo.engine.evaluate import evaluate as run_evaluation
+    from unisolo.graphs import Graph, is_graph
     from unisolo.tasks import get_task
-    from unisolo.zoo import load_model
+    from unisolo.zoo import open_model
 
     with join_world(device) as world:
         _check_overrides(overrides or ())
-        model = load_model(checkpoint, task=task, device=world.device)
+        model = open_model(
+            checkpoint, task=task, device=device if is_graph(checkpoint) else world.device
+        )
         config, categories = model_facts(model)
         values = config_to_dict(config)
         values["data"].update({"root": str(data), "dataset": "auto", "max_images": None})
@@ -170,6 +123,8 @@ def evaluate(
         if split is not None:
             values["data"]["val_split"] = split
         settings = load_config(None, overrides or (), values=values)
+        if isinstance(model, Graph):
+            model.check_settings(settings.inference)
         model.config = settings
         metrics = run_evaluation(
             model,
@@ -188,11 +143,11 @@ def evaluate(
 
 
 @app.command()
-@_friendly
+@friendly
 def predict(
     source: Annotated[Path, typer.Argument(help="An image, or a folder.", metavar="IMAGE|FOLDER")],
     checkpoint: Annotated[
-        Path, typer.Option(help="A model.safetensors, or a name from the model table.")
+        Path, typer.Option(help="A model.safetensors, an exported graph, or a model's name.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for overlays and JSON files.")],
     task: TaskOption = None,
@@ -254,7 +209,7 @@ def predict(
 
 
 @app.command()
-@_friendly
+@friendly
 def compare(
     checkpoint: Annotated[Path, typer.Option(help="A panoptic model.safetensors.")],
     data: Annotated[Path, typer.Option(help="COCO-layout folder with panoptic annotations.")],
@@ -281,7 +236,7 @@ def compare(
 
 
 @app.command()
-@_friendly
+@friendly
 def doctor(
     data: Annotated[Path, typer.Argument(help="COCO-layout folder.", metavar="DATA")],
     overrides: Overrides = None,

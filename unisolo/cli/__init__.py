@@ -1,0 +1,19 @@
+"""The command line. `tools/*.py` and the `unisolo` command are doors to these functions."""
+
+from __future__ import annotations
+
+from unisolo.cli.common import app
+from unisolo.cli.running import compare, doctor, evaluate, predict, train
+from unisolo.cli.transfer import convert, export, models
+
+__all__ = [
+    "app",
+    "compare",
+    "convert",
+    "doctor",
+    "evaluate",
+    "export",
+    "models",
+    "predict",
+    "train",
+]

@@ -1,0 +1,197 @@
+"""Commands that bring models in and out: the model table, foreign checkpoints, exported graphs."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unisolo.cli.common import DebugOption, Overrides, TaskOption, app, friendly
+
+if TYPE_CHECKING:
+    from unisolo.categories import Categories
+    from unisolo.config import Config
+
+__all__ = ["convert", "export", "models"]
+
+
+class FormatChoice(str, Enum):
+    """The formats of `unisolo.export.formats.WRITERS`."""
+
+    onnx = "onnx"
+    torch = "torch"
+    openvino = "openvino"
+
+
+class PrecisionChoice(str, Enum):
+    """Precisions of an exported network."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+
+
+class ImageChoice(str, Enum):
+    """Kinds of the image input."""
+
+    uint8 = "uint8"
+    float32 = "float32"
+
+
+@app.command()
+@friendly
+def models(
+    filter: Annotated[str, typer.Argument(help="Text in a name, source or licence.")] = "",
+    json: Annotated[bool, typer.Option("--json", help="All facts, for programs.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """List published weights that have a name here: source, licence, accuracy, cached or not.
+
+    A name is taken wherever a checkpoint is: evaluate, predict, export, Predictor, load_model.
+
+    Example: unisolo models r50
+    """
+    from unisolo.zoo import print_models
+
+    print_models(filter, json=json)
+
+
+@app.command()
+@friendly
+def convert(
+    source: Annotated[Path, typer.Argument(help="A .pth, .pt or .safetensors file of SOLOv2.")],
+    out: Annotated[Path, typer.Option(help="The checkpoint to write, model.safetensors.")],
+    source_format: Annotated[
+        str, typer.Option("--format", help="auto, solo, mmdetection or adelaidet.")
+    ] = "auto",
+    categories: Annotated[
+        Path | None, typer.Option(help="COCO annotation file that names the classes.")
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Convert a SOLOv2 checkpoint of SOLO, mmdetection or AdelaiDet; nothing in it is executed.
+
+    Example: unisolo convert solov2_r50_fpn_3x_coco.pth --out solov2_r50.safetensors
+    """
+    from unisolo.convert import convert_checkpoint
+
+    names = None if categories is None else _read_categories(categories)
+    report = convert_checkpoint(source, out, categories=names, source_format=source_format)
+    typer.echo(f"{report.source}: {report.format}, {report.variant}")
+    typer.echo(f"classes: {report.class_names}")
+    for ignored in report.ignored:
+        typer.echo(f"left out: {ignored}")
+    for warning in report.warnings:
+        typer.secho(f"warning: {warning}", fg="yellow", err=True)
+    typer.echo(f"{report.tensors} tensors: {report.path}")
+
+
+@app.command()
+@friendly
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A model.safetensors, or a model's name.")],
+    out: Annotated[Path, typer.Option(help="The file to write: .onnx, .pt2 or .xml.")],
+    overrides: Overrides = None,
+    format: Annotated[
+        FormatChoice | None, typer.Option(help="Default: by the ending of OUT.")
+    ] = None,
+    task: TaskOption = None,
+    size: Annotated[
+        str,
+        typer.Option(help="Of masks and maps: stride4 (for Predictor), input (final), or HxW."),
+    ] = "stride4",
+    precision: Annotated[
+        PrecisionChoice, typer.Option(help="Of the network; the post-process stays fp32.")
+    ] = PrecisionChoice.fp32,
+    images_as: Annotated[
+        ImageChoice, typer.Option(help="Kind of the image input, 0..255.")
+    ] = ImageChoice.uint8,
+    fixed: Annotated[
+        str | None, typer.Option(help="HxW of the input, multiples of 32. Default: free.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images per run. Default: free.")] = None,
+    verify: Annotated[
+        bool, typer.Option(help="Compare the file with the checkpoint on images.")
+    ] = True,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder to compare on. Default: the val images, or generated scenes."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most images to compare on.")] = 8,
+    debug: DebugOption = False,
+) -> None:
+    """Export a model with Matrix NMS and the panoptic merge inside, and compare it with eager.
+
+    Thresholds become constants: change them here, e.g. inference.max_instances=50. If the
+    comparison fails the exit code is 1; the file stays for inspection.
+
+    Example: unisolo export model.safetensors --out model.onnx --size input
+    """
+    from unisolo.export import export_checkpoint
+    from unisolo.zoo import load_model
+
+    model = load_model(checkpoint, task=task)
+    place, paths = "generated scenes", list[Path]()
+    if verify:
+        place, paths = _images(images, limit, model.config)
+    report = export_checkpoint(
+        model,
+        out,
+        format=None if format is None else format.value,
+        task=task,
+        size="stride4" if size == "stride4" else "input" if size == "input" else _pair(size),
+        precision=precision.value,
+        image_dtype=images_as.value,
+        batch=batch,
+        image_size=None if fixed is None else _pair(fixed),
+        overrides=overrides or (),
+        images=list(paths) if verify else None,
+    )
+    typer.echo(
+        f"{report.path}: {report.facts.task}, {report.facts.precision}, "
+        f"{report.size / 2**20:.1f} MiB, {report.seconds:.0f} s"
+    )
+    typer.echo(f"outputs: {', '.join(report.facts.outputs)}")
+    if report.difference is not None:
+        typer.echo(f"compared with the model on {place}: {report.difference}")
+    if report.passed is False:
+        typer.secho("the file does not agree with the model", fg="red", err=True)
+        raise typer.Exit(1)
+
+
+def _images(folder: Path | None, limit: int, config: Config | None) -> tuple[str, list[Path]]:
+    """Where to take images from for a comparison, and which."""
+    from unisolo.predict_files import find_images
+
+    if folder is None and config is not None and config.data.root is not None:
+        own = config.data.root / config.data.val_split
+        folder = own if own.is_dir() else None
+    if folder is None:
+        return "generated scenes", []
+    paths = find_images(folder)[:limit]
+    return f"{len(paths)} images of {folder}", paths
+
+
+def _pair(text: str) -> tuple[int, int]:
+    """Read "448x768": height, then width."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise ValueError(f"{text!r} is no size: give HEIGHTxWIDTH, e.g. 448x768")
+    return int(match[1]), int(match[2])
+
+
+def _read_categories(path: Path) -> Categories:
+    from unisolo.categories import Categories
+    from unisolo.reading import file_problem, parse_json
+
+    problem = file_problem(path, "annotation file")
+    if problem is not None:
+        raise ValueError(f"{path}: {problem}")
+    try:
+        tree = parse_json(path.read_bytes())
+        entries = tree["categories"] if isinstance(tree, dict) else tree
+        return Categories.from_coco(entries)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: holds no COCO categories ({error})") from None
