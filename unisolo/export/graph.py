@@ -111,22 +111,22 @@ class ExportGraph(nn.Module):
             )
         return tuple(named[name] for name in self.names)
 
-    def _frame(self, input_size: tuple[int, int]) -> tuple[int, int] | None:
-        """(H, W) that maps are resized to; None where they stay at stride 4."""
+    def _resized(self, maps: Tensor, input_size: tuple[int, int]) -> Tensor:
+        """Maps [B, n, H / 4, W / 4] at the graph's size, by the same resizes as everywhere."""
         if self.size == "stride4":
-            return None
-        return input_size if self.size == "input" else self.size
+            return maps
+        maps = F.interpolate(maps, input_size, mode="bilinear")
+        return maps if self.size == "input" else F.interpolate(maps, self.size, mode="bilinear")
 
     def _masks(
         self, found: Instances, image_sizes: Tensor, input_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
         """Hard masks [B, K, h, w] at the graph's size, and their boxes [B, K, 4]."""
-        frame = self._frame(input_size)
-        scale = MASK_STRIDE if frame is None else 1
-        masks = []
-        for part in torch.split(found.mask_probs, MASKS_AT_A_TIME, dim=1):
-            soft = part if frame is None else F.interpolate(part, frame, mode="bilinear")
-            masks.append(soft > self._settings.mask_threshold)
+        scale = MASK_STRIDE if self.size == "stride4" else 1
+        masks = [
+            self._resized(part, input_size) > self._settings.mask_threshold
+            for part in torch.split(found.mask_probs, MASKS_AT_A_TIME, dim=1)
+        ]
         hard = torch.cat(masks, dim=1)
         if self.size in ("stride4", "input"):
             hard = hard & _inside(hard, image_sizes, scale)
@@ -136,14 +136,11 @@ class ExportGraph(nn.Module):
 
     def _stuff_index(self, logits: Tensor, input_size: tuple[int, int]) -> Tensor:
         """Most likely stuff index [B, h, w] int64 at the graph's size; S = "any thing"."""
-        frame = self._frame(input_size)
-        if frame is None:
-            return logits.argmax(1)
         best: Tensor | None = None
         index: Tensor | None = None
         # With a running maximum: memory does not grow with the number of categories.
         for place, part in enumerate(torch.split(logits, MASKS_AT_A_TIME, dim=1)):
-            value, channel = F.interpolate(part, frame, mode="bilinear").max(1)
+            value, channel = self._resized(part, input_size).max(1)
             channel = channel + place * MASKS_AT_A_TIME
             if best is None or index is None:
                 best, index = value, channel
