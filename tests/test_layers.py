@@ -23,6 +23,7 @@ LEVELS = [
     {"thresholds"},
     {"engine", "predictor"},
     {"predict_files", "compare", "overfit", "export"},
+    {"benchmark"},
     {"cli"},
 ]
 LEVEL = {unit: number for number, units in enumerate(LEVELS) for unit in units}

@@ -1,0 +1,43 @@
+"""Measurements as Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unisolo.benchmark.latency import LatencyReport, LatencyRow
+
+__all__ = ["latency_table", "machine_lines"]
+
+
+def machine_lines(machine: dict[str, Any]) -> str:
+    """Say in two lines what was measured on; see `describe_machine`."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    flags = " ".join(machine["flags"]) or "none of those looked for"
+    return (
+        f"{machine['cpu']} ({machine['family'] or 'family unknown'}), {machine['cores']} cores, "
+        f"{flags}, {machine['system']}\n{versions}"
+    )
+
+
+def latency_table(report: LatencyReport) -> str:
+    """Make one table of all rows."""
+    lines = [
+        "| model | input | threads | engine | median ms | min - max | of eager | instances |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join(lines + [_line(row) for row in report.rows])
+
+
+def _line(row: LatencyRow) -> str:
+    timing = row.timing
+    cells = [
+        row.model,
+        f"{row.size[0]} x {row.size[1]}",
+        str(row.threads),
+        row.engine,
+        f"{timing.median:.0f}",
+        f"{timing.least:.0f} - {timing.most:.0f}",
+        "-" if row.speedup is None else f"{row.speedup:.2f} x",
+        str(row.instances),
+    ]
+    return f"| {' | '.join(cells)} |"
