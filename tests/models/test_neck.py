@@ -33,7 +33,7 @@ def test_equals_a_plain_fpn_where_the_strides_are_standard() -> None:
         F.conv2d(level, conv.weight, conv.bias, padding=1)
         for level, conv in zip(lateral, neck.outputs, strict=True)
     ]
-    expected.append(F.max_pool2d(expected[3], 1, stride=2))
+    expected.append(expected[3][:, :, ::2, ::2])
     for level, twin in zip(neck([c2, c3, c4, c5]), expected, strict=True):
         torch.testing.assert_close(level, twin)
 
