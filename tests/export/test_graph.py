@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tiny_model import lively_model, tiny_model
+from tiny_model import tiny_model
 
 from unisolo import UniSolo
 from unisolo.data.loader import collate
-from unisolo.data.shapes import generate_shapes
-from unisolo.export.command import image_samples, prepare
+from unisolo.export.command import prepare
 from unisolo.export.graph import ExportGraph
 from unisolo.export.verify import named_result, verify
 from unisolo.graphs import Graph, GraphError, GraphFacts, Size
@@ -41,33 +40,6 @@ class Unexported(Graph):
 def unexported(model: UniSolo, task: str, size: Size, *overrides: str, **fixed: object) -> Graph:
     facts, module = prepare(model, task=task, size=size, overrides=overrides, **fixed)  # type: ignore[arg-type]
     return Unexported(facts, module)
-
-
-@pytest.fixture(scope="module")
-def model() -> UniSolo:
-    return lively_model()
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Wide, square and tall scenes: their padded sizes differ, so do their paddings."""
-    found = []
-    for seed, size in enumerate([(60, 90), (64, 64), (100, 66)]):
-        root = generate_shapes(
-            tmp_path_factory.mktemp("scenes") / "a",
-            num_train=1,
-            num_val=2,
-            image_size=size,
-            seed=seed,
-        )
-        found += sorted((root / "val2017").iterdir())
-    return found
-
-
-@pytest.fixture(scope="module")
-def samples(model: UniSolo, pictures: list[Path]) -> list[Sample]:
-    assert model.config is not None
-    return image_samples(pictures, model.config)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

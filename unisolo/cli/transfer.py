@@ -91,7 +91,9 @@ def convert(
 @app.command()
 @friendly
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A model.safetensors, or a model's name.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A model.safetensors, a model's name, or an exported .onnx.")
+    ],
     out: Annotated[Path, typer.Option(help="The file to write: .onnx, .pt2 or .xml.")],
     overrides: Overrides = None,
     format: Annotated[
@@ -129,9 +131,19 @@ def export(
 
     Example: unisolo export model.safetensors --out model.onnx --size input
     """
-    from unisolo.export import export_checkpoint
+    from unisolo.export import convert_graph, export_checkpoint
+    from unisolo.graphs import is_graph
     from unisolo.zoo import load_model
 
+    if is_graph(checkpoint):
+        changed = (task, fixed, batch, overrides, images)
+        if any(changed) or size != "stride4" or precision.value != "fp32":
+            raise ValueError(
+                f"{checkpoint} is exported already; only its format can change (.onnx to .xml)"
+            )
+        report = convert_graph(checkpoint, out)
+        typer.echo(f"{report.path}: {report.facts.task}, {report.facts.precision}")
+        return
     model = load_model(checkpoint, task=task)
     place, paths = "generated scenes", list[Path]()
     if verify:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unisolo.export.command import ExportReport, export_checkpoint
+from unisolo.export.command import ExportReport, convert_graph, export_checkpoint
 from unisolo.export.graph import ExportGraph
 
-__all__ = ["ExportGraph", "ExportReport", "export_checkpoint"]
+__all__ = ["ExportGraph", "ExportReport", "convert_graph", "export_checkpoint"]

@@ -16,7 +16,7 @@ from unisolo.data.images import ImageInput, read_image
 from unisolo.data.raw import RawSample
 from unisolo.data.transforms import EvalTransform
 from unisolo.export.difference import Difference
-from unisolo.export.formats import WRITERS
+from unisolo.export.formats import WRITERS, onnx_to_openvino
 from unisolo.export.graph import ExportGraph
 from unisolo.export.padding import with_fixed_padding
 from unisolo.export.verify import LIMITS, verify
@@ -24,7 +24,14 @@ from unisolo.graphs import GraphFacts, Size, open_graph
 from unisolo.models import UniSolo
 from unisolo.structures import ImageMeta, Sample
 
-__all__ = ["ExportReport", "export_checkpoint", "image_samples", "verification_images"]
+__all__ = [
+    "ExportReport",
+    "convert_graph",
+    "export_checkpoint",
+    "image_samples",
+    "prepare",
+    "verification_images",
+]
 
 SIZE_DIVISOR = 32
 
@@ -113,6 +120,33 @@ def export_checkpoint(
         difference = verify(model.eval(), open_graph(path, device="cpu"), samples)
         passed = difference.within(LIMITS) if precision == "fp32" else None
     return ExportReport(path, facts, seconds, file_size(path), difference, passed)
+
+
+def convert_graph(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> ExportReport:
+    """Write an exported ONNX file, also an int8 one, as OpenVINO.
+
+    Args:
+        source: The .onnx file.
+        out: The .xml file to write; a .bin is written beside it.
+
+    Returns:
+        The report, without a comparison.
+
+    Raises:
+        ValueError: If `source` is no .onnx file of this package or `out` does not end in .xml.
+        ImportError: If a package is not installed.
+        OSError: If the files cannot be written.
+    """
+    path = Path(out)
+    if Path(source).suffix.lower() != ".onnx" or path.suffix.lower() != ".xml":
+        raise ValueError(
+            f"{source}: of exported files only .onnx can be turned, and only into .xml; export "
+            "other formats from the checkpoint"
+        )
+    facts = open_graph(source, device="cpu").facts
+    start = time.perf_counter()
+    onnx_to_openvino(Path(source), facts, path)
+    return ExportReport(path, facts, time.perf_counter() - start, file_size(path), None, None)
 
 
 def prepare(

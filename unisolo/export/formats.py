@@ -21,7 +21,7 @@ from unisolo.graphs.facts import KEY, GraphFacts
 from unisolo.graphs.torch_program import EXTRA_FILE
 from unisolo.structures import GridSpec
 
-__all__ = ["WRITERS"]
+__all__ = ["WRITERS", "onnx_to_openvino"]
 
 OPSET = 18
 """ONNX operator set: the lowest with all that is needed, so that most runtimes know it."""
@@ -66,6 +66,19 @@ def write_openvino(graph: ExportGraph, facts: GraphFacts, path: Path) -> None:
         ImportError: If openvino, onnx or onnxscript is not installed.
         OSError: If the files cannot be written.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        middle = Path(folder) / "graph.onnx"
+        write_onnx(graph, facts, middle)
+        onnx_to_openvino(middle, facts, path)
+
+
+def onnx_to_openvino(source: Path, facts: GraphFacts, path: Path) -> None:
+    """Write an exported `.onnx` file, of any precision, as `.xml` and `.bin`.
+
+    Raises:
+        ImportError: If openvino is not installed.
+        OSError: If the files cannot be written.
+    """
     try:
         import openvino
     except ImportError:
@@ -75,9 +88,7 @@ def write_openvino(graph: ExportGraph, facts: GraphFacts, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Beside the final place, so that the files can be renamed into it.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
-        middle = Path(folder) / "graph.onnx"
-        write_onnx(graph, facts, middle)
-        model = openvino.convert_model(str(middle))
+        model = openvino.convert_model(str(source))
         model.set_rt_info(facts.to_json(), [KEY])
         made = Path(folder) / path.name
         openvino.save_model(model, str(made), compress_to_fp16=facts.precision == "fp16")

@@ -6,10 +6,12 @@ QuantizeLinear and DequantizeLinear (QDQ), which ONNX Runtime, OpenVINO and Tens
 
 from __future__ import annotations
 
+import io
 import itertools
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,14 @@ from unisolo.structures import Sample
 __all__ = ["KEPT", "QuantizeReport", "quantize_onnx"]
 
 KEPT = ("solo_head.category_out", "solo_head.kernel_out", "stuff_logits.out")
-"""Convolutions that stay in fp32, by parts of their weights' names."""
+"""Convolutions that stay in fp32 beside the first, by parts of their weights' names.
+
+docs/deploy.md says what that is worth. Only the network's ends can be kept: a convolution between
+two int8 ones is quantised by ONNX Runtime when it opens the file, with one range for all its
+channels, which is worse.
+"""
+
+_METHODS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 
 _ACTIVATIONS = ("Relu", "Clip")
 """What a convolution's range can be measured behind: its own values below are never seen."""
@@ -66,7 +75,6 @@ def quantize_onnx(
     *,
     max_images: int = 100,
     method: str = "minmax",
-    keep: Iterable[str] = KEPT,
 ) -> QuantizeReport:
     """Quantise an exported graph's convolutions to int8.
 
@@ -78,8 +86,8 @@ def quantize_onnx(
         out: The `.onnx` file to write.
         images: Like those that the model will see, best from its training split.
         max_images: Most images to measure on; the rest is not read.
-        method: How ranges follow from values: "minmax", "entropy" or "percentile".
-        keep: Convolutions whose weight's name contains one of these stay fp32.
+        method: How ranges follow from values: "minmax"; "percentile" (99.999 % of them) or
+            "entropy", which cut outliers off.
 
     Returns:
         The report.
@@ -92,12 +100,12 @@ def quantize_onnx(
         OSError: If the file cannot be written; what was there before is untouched.
     """
     source, out = Path(source), Path(out)
-    facts = _checked_facts(source, out, max_images)
+    facts = _checked_facts(source, out, max_images, method)
     import onnx
 
     start = time.perf_counter()
     model = onnx.load(str(source))
-    wanted, kept = _convolutions(model, tuple(keep))
+    wanted, kept = _convolutions(model)
     samples = _samples(images, facts, max_images)
     ranges, count = _ranges(model, wanted, _inputs(samples, source, facts), method)
     quantized = _quantized(model, ranges, wanted)
@@ -115,7 +123,7 @@ def quantize_onnx(
     )
 
 
-def _checked_facts(source: Path, out: Path, max_images: int) -> GraphFacts:
+def _checked_facts(source: Path, out: Path, max_images: int, method: str) -> GraphFacts:
     for path in (source, out):
         if path.suffix.lower() != ".onnx":
             raise ValueError(
@@ -124,6 +132,8 @@ def _checked_facts(source: Path, out: Path, max_images: int) -> GraphFacts:
             )
     if max_images < 1:
         raise ValueError(f"the number of calibration images must be at least 1, got {max_images}")
+    if method not in _METHODS:
+        raise ValueError(f"method must be {', '.join(_METHODS)}, got {method!r}")
     facts = open_graph(source, device="cpu").facts
     if facts.precision == "int8":
         raise GraphError(f"{source}: is int8 already; give the fp32 file it was made from")
@@ -164,7 +174,7 @@ def _inputs(
         }
 
 
-def _convolutions(model: Any, keep: tuple[str, ...]) -> tuple[list[Any], int]:
+def _convolutions(model: Any) -> tuple[list[Any], int]:
     """Nodes to quantise (convolutions, and activations that only follow one), and how many not."""
     constants = {tensor.name for tensor in model.graph.initializer}
     uses: dict[str, list[Any]] = {}
@@ -173,10 +183,14 @@ def _convolutions(model: Any, keep: tuple[str, ...]) -> tuple[list[Any], int]:
             uses.setdefault(name, []).append(node)
     outputs = {output.name for output in model.graph.output}
     wanted, kept = [], 0
+    behind: set[str] = set()  # tensors that follow from a convolution; nodes are in order
     for node in model.graph.node:
+        first = behind.isdisjoint(node.input)
+        if node.op_type == "Conv" or not first:
+            behind.update(node.output)
         if node.op_type != "Conv" or node.input[1] not in constants:
             continue
-        if any(part in node.input[1] for part in keep):
+        if first or any(part in node.input[1] for part in KEPT):
             kept += 1
             continue
         wanted.append(node)
@@ -184,8 +198,6 @@ def _convolutions(model: Any, keep: tuple[str, ...]) -> tuple[list[Any], int]:
         alone = len(followers) == 1 and node.output[0] not in outputs
         if alone and followers[0].op_type in _ACTIVATIONS:
             wanted.append(followers[0])
-    if not wanted:
-        raise ValueError("no convolution is left to quantise; keep fewer in fp32")
     return wanted, kept
 
 
@@ -207,10 +219,7 @@ def _ranges(
     import onnx
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
-    methods = {name.lower(): value for name, value in CalibrationMethod.__members__.items()}
-    if method not in ("minmax", "entropy", "percentile"):
-        raise ValueError(f"method must be minmax, entropy or percentile, got {method!r}")
-    names = [name.name for name in model.graph.input]
+    names = [given.name for given in model.graph.input]
     network = onnx.utils.Extractor(model).extract_model(
         names, list(dict.fromkeys(node.output[0] for node in wanted))
     )
@@ -222,14 +231,15 @@ def _ranges(
             path,
             ["Conv", *_ACTIVATIONS],
             augmented_model_path=str(Path(folder) / "augmented.onnx"),
-            calibrate_method=methods[method],
+            calibrate_method=CalibrationMethod[_METHODS[method]],
         )
-        for values in inputs:
-            calibrator.collect_data(_Reader(values))
-            count += 1
-        if count == 0:
-            raise ValueError("no calibration images; give some like those the model will see")
-        return calibrator.compute_data(), count
+        with redirect_stdout(io.StringIO()):  # the library talks about itself
+            for values in inputs:
+                calibrator.collect_data(_Reader(values))
+                count += 1
+            if count == 0:
+                raise ValueError("no calibration images; give some like those the model will see")
+            return calibrator.compute_data(), count
 
 
 def _quantized(model: Any, ranges: Any, wanted: list[Any]) -> Any:
