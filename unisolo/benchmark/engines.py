@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from unisolo.benchmark.models import input_image, random_model
-from unisolo.export import export_checkpoint
+from unisolo.export import convert_graph, export_checkpoint
 from unisolo.export.quantize import quantize_onnx
 from unisolo.graphs import open_graph, select
-from unisolo.graphs.facts import KEY
 from unisolo.models import UniSolo
 
 __all__ = ["ENGINES", "Call", "Subject"]
@@ -23,7 +22,7 @@ __all__ = ["ENGINES", "Call", "Subject"]
 Call = Callable[[Tensor, Tensor], int]
 """Runs images [1, 3, H, W] with their sizes [1, 2]; gives the number of instances."""
 
-CALIBRATION_IMAGES = 4
+CALIBRATION_IMAGES = 2
 """For int8: ranges of random weights mean nothing, and the time does not depend on them."""
 
 
@@ -54,11 +53,11 @@ class Subject:
 
     def graph(self, suffix: str) -> Path:
         """Export the model to a file of this ending, unless it is there."""
-        path = self._path("", suffix)
+        path = self._path("", ".onnx")
         if not path.exists():
             fixed: dict[str, Any] = {"image_size": self.size, "batch": 1} if self.fixed else {}
             export_checkpoint(self.model, path, images=None, **fixed)
-        return path
+        return _converted(path, suffix)
 
     def int8_graph(self, suffix: str) -> Path:
         """Make the int8 file of this ending, unless it is there."""
@@ -69,12 +68,7 @@ class Subject:
                 for seed in range(1, CALIBRATION_IMAGES + 1)
             ]
             quantize_onnx(self.graph(".onnx"), path, images)
-        if suffix == ".onnx":
-            return path
-        converted = path.with_suffix(suffix)
-        if not converted.exists():
-            _to_openvino(path, converted)
-        return converted
+        return _converted(path, suffix)
 
     def _path(self, kind: str, suffix: str) -> Path:
         size = f"-{self.size[0]}x{self.size[1]}" if self.fixed else ""
@@ -125,13 +119,12 @@ def _graph_call(path: Path, threads: int) -> Call:
     return call
 
 
-def _to_openvino(source: Path, out: Path) -> None:
-    """Convert an int8 ONNX file, whose ranges OpenVINO reads, with its facts."""
-    import openvino
-
-    model = openvino.convert_model(str(source))
-    model.set_rt_info(open_graph(source, device="cpu").facts.to_json(), [KEY])
-    openvino.save_model(model, str(out), compress_to_fp16=False)
+def _converted(path: Path, suffix: str) -> Path:
+    """An `.onnx` file in the format of this ending; converted unless it is there."""
+    wanted = path.with_suffix(suffix)
+    if not wanted.exists():
+        convert_graph(path, wanted)
+    return wanted
 
 
 def _nothing(subject: Subject) -> None:
