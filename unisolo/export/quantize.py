@@ -1,7 +1,8 @@
 """int8 for exported ONNX graphs: static quantisation of the network's convolutions.
 
 The file keeps its inputs, outputs and post-process. Convolutions are wrapped in pairs of
-QuantizeLinear and DequantizeLinear (QDQ), which ONNX Runtime, OpenVINO and TensorRT read.
+QuantizeLinear and DequantizeLinear (QDQ), which ONNX Runtime and OpenVINO read. TensorRT does not:
+it wants ranges that are symmetric around 0, which waste half of the values behind a ReLU.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def _checked_facts(source: Path, out: Path, max_images: int, method: str) -> Gra
         if path.suffix.lower() != ".onnx":
             raise ValueError(
                 f"{path}: only .onnx files are quantised; export with --format onnx (OpenVINO "
-                "and TensorRT read the int8 .onnx file too)"
+                "reads the int8 .onnx file too)"
             )
     if max_images < 1:
         raise ValueError(f"the number of calibration images must be at least 1, got {max_images}")
