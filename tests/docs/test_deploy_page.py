@@ -46,7 +46,7 @@ def table(heading: str) -> list[list[str]]:
 
 
 def test_the_page_has_lines_to_run() -> None:
-    assert len(commands()) == 4
+    assert len(commands()) == 5
     assert len(blocks("python")) == 3
 
 
