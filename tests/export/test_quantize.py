@@ -229,7 +229,7 @@ def test_losses_and_rows() -> None:
 def test_a_trained_model_loses_less_than_one_point(tmp_path: Path) -> None:
     checkpoint, data = QUICKSTART / "model.safetensors", QUICKSTART / "data"
     if not checkpoint.is_file() or not data.is_dir():
-        pytest.skip(f"no trained model in {QUICKSTART}; `unisolo quickstart` makes one")
+        pytest.skip(f"no trained model in {QUICKSTART}; `make quickstart` makes one")
     source = tmp_path / "model.onnx"
     export_checkpoint(load_model(checkpoint), source, images=None)
     made = quantize_onnx(source, tmp_path / "int8.onnx", train_images(data))
