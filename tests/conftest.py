@@ -27,7 +27,7 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def golden() -> Callable[[str], dict[str, Any]]:
     """`golden("nms_5")`: arrays and meta of one golden file; skips where the folder is absent."""
 
@@ -40,7 +40,7 @@ def golden() -> Callable[[str], dict[str, Any]]:
     return read
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared_data() -> Callable[[str], Path]:
     """`shared_data("coco-mini")`: folder of a real data set; skips where it is absent."""
 

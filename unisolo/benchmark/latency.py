@@ -36,6 +36,7 @@ class LatencyRow:
         timing: In milliseconds.
         speedup: Eager's median over this one, measured in the same process; None where eager was
             not measured.
+        cpu_speedup: The same of processor time.
     """
 
     model: str
@@ -46,6 +47,7 @@ class LatencyRow:
     ready_seconds: float
     timing: Timing
     speedup: float | None
+    cpu_speedup: float | None
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def _in_own_process(
             f"{done.returncode}: {last}"
         )
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    base = next((row["timing"]["median"] for row in found if row["engine"] == BASE_ENGINE), None)
+    base = next((row["timing"] for row in found if row["engine"] == BASE_ENGINE), None)
     return [
         LatencyRow(
             model=subject.config.stem,
@@ -163,7 +165,8 @@ def _in_own_process(
             instances=row["instances"],
             ready_seconds=row["ready_seconds"],
             timing=Timing(**row["timing"]),
-            speedup=None if base is None else base / row["timing"]["median"],
+            speedup=None if base is None else base["median"] / row["timing"]["median"],
+            cpu_speedup=None if base is None else base["cpu"] / row["timing"]["cpu"],
         )
         for row in found
     ]

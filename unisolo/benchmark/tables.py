@@ -22,8 +22,9 @@ def machine_lines(machine: dict[str, Any]) -> str:
 def latency_table(report: LatencyReport) -> str:
     """Make one table of all rows."""
     lines = [
-        "| model | input | threads | engine | median ms | min - max | of eager | instances |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | input | threads | engine | ms | min - max | of eager | CPU ms | of eager | "
+        "instances |",
+        "|" + "---|" * 10,
     ]
     return "\n".join(lines + [_line(row) for row in report.rows])
 
@@ -37,7 +38,13 @@ def _line(row: LatencyRow) -> str:
         row.engine,
         f"{timing.median:.0f}",
         f"{timing.least:.0f} - {timing.most:.0f}",
-        "-" if row.speedup is None else f"{row.speedup:.2f} x",
+        _ratio(row.speedup),
+        f"{timing.cpu:.0f}",
+        _ratio(row.cpu_speedup),
         str(row.instances),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _ratio(speedup: float | None) -> str:
+    return "-" if speedup is None else f"{speedup:.2f} x"

@@ -22,12 +22,15 @@ class Timing:
         median: Of all timed calls.
         least: The fastest.
         most: The slowest.
+        cpu: Processor time of all threads, median. With one thread it is the time that the call
+            takes on a quiet machine, even if others took the processor in between.
         calls: How many were timed.
     """
 
     median: float
     least: float
     most: float
+    cpu: float
     calls: int
 
 
@@ -50,18 +53,27 @@ def time_in_turns(
     for call in calls.values():
         for _ in range(warm_up):
             call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for start in range(0, repeat, TURN):
         for name, call in calls.items():
             call()
             times[name] += [_milliseconds(call) for _ in range(min(TURN, repeat - start))]
-    return {
-        name: Timing(statistics.median(found), min(found), max(found), len(found))
-        for name, found in times.items()
-    }
+    return {name: _summary(found) for name, found in times.items()}
 
 
-def _milliseconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _summary(times: list[tuple[float, float]]) -> Timing:
+    walls, cpus = zip(*times, strict=True)
+    return Timing(
+        median=statistics.median(walls),
+        least=min(walls),
+        most=max(walls),
+        cpu=statistics.median(cpus),
+        calls=len(walls),
+    )
+
+
+def _milliseconds(call: Callable[[], object]) -> tuple[float, float]:
+    """Time passed, and processor time."""
+    wall, cpu = time.perf_counter(), time.process_time()
     call()
-    return 1e3 * (time.perf_counter() - start)
+    return 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unisolo.cli.common import app
 from unisolo.cli.running import compare, doctor, evaluate, predict, train
-from unisolo.cli.transfer import convert, export, models
+from unisolo.cli.transfer import convert, export, models, quantize
 
 __all__ = [
     "app",
@@ -15,5 +15,6 @@ __all__ = [
     "export",
     "models",
     "predict",
+    "quantize",
     "train",
 ]

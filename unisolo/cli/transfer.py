@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from unisolo.categories import Categories
     from unisolo.config import Config
 
-__all__ = ["convert", "export", "models"]
+__all__ = ["convert", "export", "models", "quantize"]
 
 
 class FormatChoice(str, Enum):
@@ -171,6 +171,48 @@ def export(
     if report.passed is False:
         typer.secho("the file does not agree with the model", fg="red", err=True)
         raise typer.Exit(1)
+
+
+@app.command()
+@friendly
+def quantize(
+    source: Annotated[Path, typer.Argument(help="An exported fp32 .onnx file.")],
+    calibration: Annotated[Path, typer.Option(help="Folder of images like those in use.")],
+    out: Annotated[Path, typer.Option(help="The int8 .onnx file to write.")],
+    limit: Annotated[int, typer.Option(min=1, help="Most images to measure ranges on.")] = 100,
+    data: Annotated[
+        Path | None, typer.Option(help="COCO-layout folder: evaluate both files on it.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of --data. Default: the val split.")] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Make an int8 file: convolutions in 8 bits, the post-process in fp32.
+
+    Example: unisolo quantize model.onnx --calibration data/train2017 --out model.int8.onnx
+    """
+    from unisolo.export.accuracy import compare_accuracy
+    from unisolo.export.quantize import quantize_onnx
+    from unisolo.predict_files import find_images
+
+    paths = find_images(calibration)[:limit]
+    report = quantize_onnx(source, out, paths, max_images=limit)
+    typer.echo(
+        f"{report.path}: {report.quantized} convolutions in int8, {report.kept} in fp32, ranges "
+        f"from {report.images} images, {report.size_before / 2**20:.1f} -> "
+        f"{report.size / 2**20:.1f} MiB, {report.seconds:.0f} s"
+    )
+    if data is None:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    change = compare_accuracy(source, out, data, split=split)
+    table = Table(title="Accuracy (percent)")
+    for column in ("", "before", "int8", "change"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, before, after, difference in change.rows():
+        table.add_row(name, f"{before:.2f}", f"{after:.2f}", f"{difference:+.2f}")
+    Console().print(table)
 
 
 def _images(folder: Path | None, limit: int, config: Config | None) -> tuple[str, list[Path]]:
