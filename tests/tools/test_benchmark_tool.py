@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def test_figures_have_every_engine_and_thread_count(measured: tuple[str, Any, Pa
         assert row["ready_seconds"] > 0
         base = next(r for r in rows if r["engine"] == "eager" and r["threads"] == row["threads"])
         assert row["speedup"] == pytest.approx(base["timing"]["median"] / timing["median"])
+        assert row["cpu_speedup"] == pytest.approx(base["timing"]["cpu"] / timing["cpu"])
 
 
 def test_every_engine_fills_every_place(measured: tuple[str, Any, Path]) -> None:
@@ -120,7 +122,7 @@ def test_compiled_and_fixed(config: Path, tmp_path: Path) -> None:
         assert row["size"] == [64, 64]  # data.image_size
         assert row["instances"] == INSTANCES
         assert row["speedup"] is None  # no eager to compare with
-    assert done.stdout.count("| - |") == 2
+    assert done.stdout.count("| - |") == 4  # wall clock and processor time
 
 
 @pytest.mark.parametrize(
@@ -172,3 +174,9 @@ def test_calls_take_turns() -> None:
     # Warm-up, then turns of five and two, each after one that is not timed.
     assert "".join(order) == "ab" + "a" * 6 + "b" * 6 + "a" * 3 + "b" * 3
     assert {timing.calls for timing in timings.values()} == {7}
+
+
+def test_processor_time_leaves_waiting_out() -> None:
+    timings = time_in_turns({"sleep": lambda: time.sleep(0.05)}, 3, warm_up=0)
+    assert timings["sleep"].median >= 50
+    assert timings["sleep"].cpu < 25
