@@ -1,4 +1,4 @@
-"""Exports of a whole R18 model on real photographs: each format, task, two sizes, alone and in fours.
+"""A whole R18 model on real photographs: each format, task and size, alone and in fours.
 
 The model holds the reference recipe's weights under official names, converted, with a stuff branch
 drawn at random beside them, for COCO's 133 categories.

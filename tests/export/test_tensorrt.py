@@ -126,11 +126,6 @@ def exported(kind: Kind, path: Path) -> Graph:
     return Graph(onnx.load(path))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="clamp_min and cumsum of integers: Clip and CumSum are listed for floats only; with "
-    "free sizes diagonal: EyeLike is listed for fixed sizes only",
-)
 @pytest.mark.parametrize(
     "kind",
     [pytest.param(kind, marks=pytest.mark.slow if n else ()) for n, kind in enumerate(GRAPHS)],

@@ -203,8 +203,8 @@ def test_soft_masks_of_all_candidates_never_exist_at_once():
     with _LargestFloat() as largest:
         instances = select_instances(outputs, GRID, **settings)
     assert instances.valid.all()
-    # The floor: 5 final masks, 4 feature channels, 200 x 200 intersections.
-    assert largest.values <= max(5 * 2000, 4 * 2000, 200 * 200)
+    # The floor: 5 final masks, 4 feature channels, 200 x 200 intersections in rows of 201.
+    assert largest.values <= max(5 * 2000, 4 * 2000, 200 * 201)
     assert largest.values < 200 * 2000
 
 

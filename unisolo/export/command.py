@@ -241,6 +241,9 @@ def _with_overrides(config: Config, task: str | None, overrides: Iterable[str]) 
     values = config_to_dict(config)
     if task is not None:
         values["task"] = task
+    # Files are given away: places on this machine stay here.
+    values["data"]["root"] = values["model"]["backbone_weights"] = None
+    values["train"].pop("out")
     return load_config(None, overrides, values=values)
 
 

@@ -38,6 +38,8 @@ def write_onnx(graph: ExportGraph, facts: GraphFacts, path: Path) -> None:
         OSError: If the file cannot be written.
     """
     program = _onnx_program(graph, facts)
+    for node in program.model.graph:
+        node.metadata_props.clear()  # the exporter's notes name files of this machine
     program.model.metadata_props[KEY] = facts.to_json()
     write_atomically(path, lambda temporary: program.save(temporary, external_data=False))
 

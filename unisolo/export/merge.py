@@ -1,6 +1,7 @@
 """The panoptic merge of `unisolo.ops.panoptic` for graphs: batches, plain booleans, no scatter.
 
-The rules and the results are the same; the tests hold the two together.
+The rules and the results are the same; the tests hold the two together. Running sums and lower
+bounds are taken in float, where TensorRT has them; exact, as counts stay below 2**24.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def merge_instances(
     for k in range(masks.shape[1]):
         mask = masks[:, k]
         hidden = (mask & used).sum((-2, -1))
-        accept = eligible[:, k] & ~(hidden / areas[:, k].clamp_min(1) > overlap_threshold)
+        share = hidden.float() / areas[:, k].float().clamp_min(1)
+        accept = eligible[:, k] & ~(share > overlap_threshold)
         visible = mask & ~used & accept[:, None, None]
         used = used | visible
         owner = torch.where(visible, k + 1, owner)
@@ -80,7 +82,7 @@ def merge_stuff(
         area_threshold: Least pixels of a stuff index; an area equal to it is kept.
     """
     accepted = things.areas > 0
-    instance_ids = torch.where(accepted, accepted.long().cumsum(1), 0)
+    instance_ids = torch.where(accepted, accepted.float().cumsum(1).long(), 0)
     free = things.owner == 0
     seg = _look_up(instance_ids, things.owner)
     if num_stuff == 0:
@@ -91,7 +93,7 @@ def merge_stuff(
         [(free & (stuff_index == index)).sum((-2, -1)) for index in range(num_stuff)], dim=1
     )
     present = (counts >= area_threshold) & (counts > 0)
-    number = accepted.sum(1, keepdim=True) + present.long().cumsum(1)
+    number = accepted.sum(1, keepdim=True) + present.float().cumsum(1).long()
     stuff_ids = torch.where(present, number, 0)
     # Slot 0 is no stuff, slot s + 1 stuff index s.
     slots = torch.where(free & (stuff_index < num_stuff), stuff_index + 1, 0)

@@ -63,7 +63,8 @@ class GraphFacts:
                 "config": config_to_dict(self.config),
                 "categories": self.categories.to_coco(),
                 **plain,
-            }
+            },
+            ensure_ascii=False,
         )
 
     @classmethod

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from unisolo.ops.masks import CHUNK_PIXELS, mask_intersections
 
@@ -85,7 +86,7 @@ def decay_factors(
     _check(intersections, labels, scores, kernel, sigma)
     if scores.shape[-1] == 0:  # a maximum over nothing is undefined
         return scores.float()
-    areas = intersections.diagonal(dim1=-2, dim2=-1)
+    areas = _diagonal(intersections)
     unions = areas.unsqueeze(-1) + areas.unsqueeze(-2) - intersections
     better = _precedes(scores) & (labels.unsqueeze(-1) == labels.unsqueeze(-2))
     iou = torch.where(better, intersections / unions.clamp_min(1), 0)  # rows decay columns
@@ -97,6 +98,14 @@ def decay_factors(
         # 0 / 0 (a third copy of one mask) becomes 0, what the first copy says about it anyway.
         decay = (1 - iou) / (1 - compensation).clamp_min(torch.finfo(torch.float32).tiny)
     return decay.amin(-2)
+
+
+def _diagonal(square: Tensor) -> Tensor:
+    """[..., N] of [..., N, N]; `Tensor.diagonal` exports as an operator that TensorRT lacks."""
+    size = square.shape[-1]
+    # In rows of N + 1 every diagonal value comes first.
+    rows = F.pad(square.flatten(-2), (0, size)).reshape(*square.shape[:-1], size + 1)
+    return rows[..., 0]
 
 
 def _precedes(scores: Tensor) -> Tensor:

@@ -305,7 +305,7 @@ def _hard_masks(kernels: Tensor, mask_features: Tensor, mask_threshold: float) -
     soft = _soft_masks(kernels, mask_features)
     masks = soft > mask_threshold
     areas = masks.sum((-2, -1))
-    maskness = torch.where(masks, soft, 0).sum((-2, -1)) / areas.clamp_min(1)
+    maskness = torch.where(masks, soft, 0).sum((-2, -1)) / areas.float().clamp_min(1)
     return CandidateMasks(masks, areas, maskness)
 
 
