@@ -304,9 +304,10 @@ def keep_best(
 def _hard_masks(kernels: Tensor, mask_features: Tensor, mask_threshold: float) -> CandidateMasks:
     soft = _soft_masks(kernels, mask_features)
     masks = soft > mask_threshold
-    areas = masks.sum((-2, -1))
-    maskness = torch.where(masks, soft, 0).sum((-2, -1)) / areas.float().clamp_min(1)
-    return CandidateMasks(masks, areas, maskness)
+    # Counted in float, exact up to 2**24 pixels: runtimes would first write all masks as int64.
+    areas = masks.sum((-2, -1), dtype=torch.float32)
+    maskness = torch.where(masks, soft, 0).sum((-2, -1)) / areas.clamp_min(1)
+    return CandidateMasks(masks, areas.long(), maskness)
 
 
 def _soft_masks(kernels: Tensor, mask_features: Tensor) -> Tensor:
