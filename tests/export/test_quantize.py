@@ -198,6 +198,10 @@ def test_what_cannot_be_quantised(exported: Path, report: QuantizeReport, tmp_pa
     with pytest.raises(ValueError, match="minmax, percentile, entropy, got 'best'"):
         quantize_onnx(exported, out, picture, method="best")
     assert not out.exists()
+    before = exported.read_bytes()
+    with pytest.raises(ValueError, match="is the source itself"):
+        quantize_onnx(exported, exported.parent / ".." / exported.parent.name / exported.name, [])
+    assert exported.read_bytes() == before
 
 
 def test_accuracy_of_both_files(exported: Path, report: QuantizeReport, scenes: Path) -> None:

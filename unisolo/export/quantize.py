@@ -93,7 +93,7 @@ def quantize_onnx(
         The report.
 
     Raises:
-        ValueError: If there are no images, or an argument is out of range.
+        ValueError: If there are no images, an argument is out of range, or `out` is `source`.
         GraphError: If the source is not an fp32 graph from this package, or an image does not fit
             its fixed size.
         ImportError: If onnx or onnxruntime is not installed.
@@ -127,9 +127,11 @@ def _checked_facts(source: Path, out: Path, max_images: int, method: str) -> Gra
     for path in (source, out):
         if path.suffix.lower() != ".onnx":
             raise ValueError(
-                f"{path}: only .onnx files are quantised; export with --format onnx (OpenVINO "
-                "reads the int8 .onnx file too)"
+                f"{path}: only .onnx files are quantised; export to .onnx, quantise that, and turn "
+                "the int8 file into .xml with `unisolo export` where it is wanted"
             )
+    if out.exists() and source.exists() and out.samefile(source):
+        raise ValueError(f"{out}: is the source itself; give another --out")
     if max_images < 1:
         raise ValueError(f"the number of calibration images must be at least 1, got {max_images}")
     if method not in _METHODS:
