@@ -244,10 +244,19 @@ def test_files_come_before_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_foreign_file_is_told_to_be_converted(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"not a safetensors file.*unisolo.convert first"):
+    with pytest.raises(CheckpointError, match=r"not a safetensors file.*unisolo convert` first"):
         load_model(path)
     save_model(tiny_model(), path)
     assert load_model(path).config is not None  # ours under their ending
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.XML", "model.pt2"])
+def test_an_exported_graph_is_no_model_to_load(name: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such checkpoint file"):
+        load_model(tmp_path / name)
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=rf"{name}.*open it with Predictor"):
+        load_model(tmp_path / name)
 
 
 @pytest.mark.parametrize(

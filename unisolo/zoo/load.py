@@ -64,13 +64,18 @@ def load_model(
 
 
 def _load_file(path: Path, task: str | None, device: str | torch.device) -> UniSolo:
+    if is_graph(path) and path.is_file():
+        raise CheckpointError(
+            f"{path}: the ending of an exported graph, which holds no model to train or export; "
+            "open it with Predictor or unisolo.graphs.open_graph"
+        )
     try:
         return load_checkpoint(path, task=task, device=device)
     except CheckpointError as error:
-        if path.suffix not in FOREIGN or not path.is_file():
+        if path.suffix.lower() not in FOREIGN or not path.is_file():
             raise
         raise CheckpointError(
-            f"{error}; if it is of another SOLOv2 code, convert it with unisolo.convert first"
+            f"{error}; if it is of another SOLOv2 code, convert it with `unisolo convert` first"
         ) from error
 
 
