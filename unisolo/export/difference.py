@@ -7,14 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from unisolo.ops.masks import popcount
 from unisolo.results import Result
 
 __all__ = ["Difference", "compare"]
 
-NEAR_TIE = 1e-5
-"""Scores this close may change places: rounding differs between runtimes."""
+NEAR_TIE = 1e-4
+"""Scores this close may change places, as far as scores may differ at all: rounding differs between
+runtimes."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Difference:
         images: Results compared; an image may be compared alone and in a batch.
         instances: Instances of the model in them.
         unmatched: Instances of either side without a partner of the same label, covering the same
-            place, at the same position in the order (near ties may change places).
+            place, at the same position in the order. Near ties may change places; where both sides
+            have as many instances, those that nearly tie with the last may be cut differently.
         score: Largest difference of scores.
         box: Largest difference of a side of a box, in pixels of the frame compared.
         mask: Largest share of the frame's pixels by which a mask differs.
@@ -82,6 +85,10 @@ def compare(ours: Result, theirs: Result) -> Difference:
         theirs: The graph's, in the same frame.
     """
     pairs = _pairs(ours, theirs)
+    alone = _alone(ours, [i for i, _ in pairs]), _alone(theirs, [j for _, j in pairs])
+    if len(ours) == len(theirs) and len(ours):
+        cut = min(float(ours.scores.min()), float(theirs.scores.min())) + NEAR_TIE
+        alone = alone[0][alone[0] > cut], alone[1][alone[1] > cut]
     left = [i for i, _ in pairs]
     right = [j for _, j in pairs]
     score = (ours.scores[left] - theirs.scores[right]).abs()
@@ -93,7 +100,7 @@ def compare(ours: Result, theirs: Result) -> Difference:
     return Difference(
         images=1,
         instances=len(ours),
-        unmatched=len(ours) + len(theirs) - 2 * len(pairs),
+        unmatched=len(alone[0]) + len(alone[1]),
         score=float(score.max()) if pairs else 0.0,
         box=float(box.max()) if pairs else 0.0,
         mask=mask,
@@ -102,27 +109,40 @@ def compare(ours: Result, theirs: Result) -> Difference:
 
 
 def _pairs(ours: Result, theirs: Result) -> list[tuple[int, int]]:
-    """Partners: the same position, or one whose score is a near tie with it."""
-    free = set(range(len(theirs)))
+    """Partners: of the instances with nearly the same score the one that covers the same place."""
+    free = torch.ones(len(theirs), dtype=torch.bool)
     pairs = []
     for i in range(len(ours)):
-        ties = (ours.scores - ours.scores[i]).abs() <= NEAR_TIE
-        places = [i, *(j for j in ties.nonzero().flatten().tolist() if j != i)]
-        for j in places:
-            if j in free and ours.labels[i] == theirs.labels[j] and _overlap(ours, i, theirs, j):
-                pairs.append((i, j))
-                free.remove(j)
-                break
+        near = (theirs.scores - ours.scores[i]).abs() <= NEAR_TIE
+        places = (free & near & (theirs.labels == ours.labels[i])).nonzero().flatten()
+        if len(places) == 0:
+            continue
+        overlaps = _overlaps(ours, i, theirs, places)
+        best = int(overlaps.argmax())
+        if overlaps[best] > 0.5:
+            j = int(places[best])
+            pairs.append((i, j))
+            free[j] = False
     return pairs
 
 
-def _overlap(ours: Result, i: int, theirs: Result, j: int) -> bool:
-    """Whether two boxes overlap by more than half of their union."""
-    left, right = ours.boxes[i], theirs.boxes[j]
-    sides = torch.minimum(left[2:], right[2:]) - torch.maximum(left[:2], right[:2])
-    shared = float(sides.clamp_min(0).prod())
-    union = sum(float((box[2:] - box[:2]).prod()) for box in (left, right)) - shared
-    return shared > 0.5 * union or union <= 0
+def _alone(result: Result, paired: list[int]) -> Tensor:
+    """Scores of the instances that have no partner."""
+    alone = torch.ones(len(result), dtype=torch.bool)
+    alone[paired] = False
+    return result.scores[alone]
+
+
+def _overlaps(ours: Result, i: int, theirs: Result, places: Tensor) -> Tensor:
+    """[m] IoU of instance i with several others: of masks, or of boxes where there are none."""
+    if ours.packed_masks is not None and theirs.packed_masks is not None:
+        one, others = ours.packed_masks[i].flatten(), theirs.packed_masks[places].flatten(1)
+        return popcount(one & others) / popcount(one | others).clamp_min(1)
+    box, boxes = ours.boxes[i], theirs.boxes[places]
+    sides = torch.minimum(box[2:], boxes[:, 2:]) - torch.maximum(box[:2], boxes[:, :2])
+    shared = sides.clamp_min(0).prod(-1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1) + (box[2:] - box[:2]).prod()
+    return shared / (areas - shared).clamp_min(1)
 
 
 def _panoptic_share(ours: Result, theirs: Result) -> float | None:
