@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_model import tiny_model
+from tiny_model import lively_model, tiny_model
 from typer.testing import CliRunner
 
 from unisolo import Predictor, UniSolo, load_model, save_model
@@ -125,6 +125,23 @@ def test_final_sizes_and_fixed_inputs(
     assert difference.score < 1e-5 and difference.mask < NEAR
     with pytest.raises(GraphError, match="--size stride4"):
         Predictor(report.path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite0", "convnext_atto", "resnet18"])
+def test_other_backbones_at_free_sizes(
+    tmp_path: Path, samples: list[Sample], backbone: str
+) -> None:
+    """ "Same" padding, channels-last blocks, and what all others are like."""
+    model = lively_model(f"model.backbone={backbone}")
+    export_checkpoint(
+        model, tmp_path / "model.onnx", task="instance", images=None, overrides=SETTINGS
+    )
+    convert_graph(tmp_path / "model.onnx", tmp_path / "model.xml")
+    for ending in ("onnx", "xml"):
+        difference = verify(model, open_graph(tmp_path / f"model.{ending}"), samples)
+        assert difference.instances > 60 and difference.unmatched == 0, (ending, difference)
+        assert difference.score < 1e-4 and difference.mask < NEAR, (ending, difference)
 
 
 @pytest.mark.slow

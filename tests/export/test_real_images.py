@@ -1,4 +1,4 @@
-"""A trained model on real photographs: each format, task and size, at two sizes, alone and in fours.
+"""A trained model on real photographs: each format, task and size, alone and in fours.
 
 The quickstart's model is trained for a minute, or the panoptic checkpoint that UNISOLO_CHECKPOINT
 names is taken. (Untrained weights would not do: they amplify rounding, and their scores tie.)
@@ -27,7 +27,12 @@ pytest.importorskip("openvino", reason="the export extra is not installed")
 
 NUM_IMAGES = 20
 SIZES = ((256, 416), (384, 640))  # short and long side
-SETTINGS = ("inference.panoptic_score_threshold=0.2", "inference.stuff_area_threshold=256")
+SETTINGS = (  # low, so that there is much to compare
+    "inference.score_threshold=0.02",
+    "inference.update_threshold=0.01",
+    "inference.panoptic_score_threshold=0.1",
+    "inference.stuff_area_threshold=256",
+)
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
 
@@ -67,5 +72,5 @@ def test_every_format_agrees_with_the_model(
             )
             difference = verify(trained, graph, image_samples(photographs, config))
             print(f"{file.suffix} {task} {size} {short}: {difference}")
-            assert difference.images > NUM_IMAGES and difference.instances > 20 * NUM_IMAGES
+            assert difference.images > NUM_IMAGES and difference.instances > 5 * NUM_IMAGES
             assert difference.within(LIMITS), f"{file.suffix} at {short}: {difference}"
