@@ -268,3 +268,10 @@ def test_source_is_not_overwritten(whole: dict[str, Tensor], tmp_path: Path) -> 
         with pytest.raises(ConversionError, match="is the source itself"):
             convert_checkpoint(source, out)
     assert source.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pth", ".", "folder"])
+def test_a_checkpoint_has_the_ending_it_is_known_by(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConversionError, match=r"must end in \.safetensors"):
+        convert_checkpoint(tmp_path / "weights.pth", tmp_path / name)
+    assert list(tmp_path.iterdir()) == []

@@ -82,7 +82,7 @@ def convert_checkpoint(
 
     Args:
         source: A file of SOLO, mmdetection or AdelaiDet: a torch file, or safetensors.
-        out: Where to; the suffix should be `.safetensors`. Appears whole or not at all.
+        out: Where to, ending in `.safetensors`. Appears whole or not at all.
         categories: The categories, in the order of the file's classes. None = the names in the
             file; if it has none COCO's where there are 80, else "category 1", "category 2", ...
             and a warning.
@@ -94,12 +94,14 @@ def convert_checkpoint(
 
     Raises:
         ConversionError: If the file cannot be read, is of no known format, or its tensors do not
-            fit the model they name.
+            fit the model they name; if `out` has another ending or is the source.
         OSError: If the new file cannot be written.
     """
     source, out = Path(source), Path(out)
     if out.exists() and source.exists() and out.samefile(source):
         raise ConversionError(f"{out}: is the source itself; give another --out")
+    if out.suffix != ".safetensors":  # by other endings it would be taken for another kind of file
+        raise ConversionError(f"{out}: a checkpoint's name must end in .safetensors")
     file = read_foreign(source)
     converted = _convert(
         file.state,
