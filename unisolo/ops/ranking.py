@@ -11,8 +11,9 @@ __all__ = ["pick", "rank"]
 def rank(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the largest values along the last dimension, falling, and where they were.
 
-    Exact ties go to the earlier index. ONNX has no sort, only TopK, which orders ties the same way
-    and must not be asked for more than is needed (TensorRT: at most 3,840 values).
+    Exact ties go to the earlier index. ONNX has no sort, only TopK, whose specification orders ties
+    the same way (a runtime may not keep to it). It must not be asked for more than is needed
+    (TensorRT: at most 3,840 values).
 
     Args:
         values: [..., n].
@@ -22,7 +23,8 @@ def rank(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
         Values and int64 indices, [..., min(n, count)].
     """
     count = min(count, values.shape[-1])
-    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+    # In this order: torch before 2.7 has no `is_exporting`, and is never asked.
+    if torch.onnx.is_in_onnx_export() and torch.compiler.is_exporting():
         return torch.topk(values, count)
     # Not torch's `topk`, which promises no order among ties.
     ordered, index = values.sort(descending=True, stable=True)
