@@ -7,11 +7,11 @@ from urllib.parse import urlsplit
 
 __all__ = ["MODELS", "ModelEntry", "list_models"]
 
-Size = tuple[int, int]
+InputSize = tuple[int, int]
 
-FULL: Size = (800, 1333)
-LIGHT_448: Size = (448, 768)
-LIGHT_512: Size = (512, 852)
+FULL: InputSize = (800, 1333)
+LIGHT_448: InputSize = (448, 768)
+LIGHT_512: InputSize = (512, 852)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ModelEntry:
     mask_ap: float
     backbone: str
     schedule: str
-    input_size: Size
+    input_size: InputSize
     task: str = "instance"
 
     @property
@@ -66,7 +66,7 @@ def list_models(filter: str = "") -> list[ModelEntry]:
 
 
 def _mmdetection(
-    name: str, stamp: str, sha256: str, mask_ap: float, backbone: str, size: Size = FULL
+    name: str, stamp: str, sha256: str, mask_ap: float, backbone: str, size: InputSize = FULL
 ) -> ModelEntry:
     """The name of the file ends in the first digits of its hash."""
     folder = "https://download.openmmlab.com/mmdetection/v2.0/solov2"
@@ -78,7 +78,7 @@ def _mmdetection(
 
 
 def _official(
-    file: str, sha256: str, mask_ap: float, backbone: str, size: Size = FULL
+    file: str, sha256: str, mask_ap: float, backbone: str, size: InputSize = FULL
 ) -> ModelEntry:
     return ModelEntry(
         name=f"official_{file.lower()}",
