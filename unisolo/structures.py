@@ -13,6 +13,7 @@ from torch import Tensor
 
 __all__ = [
     "MASK_STRIDE",
+    "SIZE_DIVISOR",
     "STUFF_IGNORE",
     "Batch",
     "GridSpec",
@@ -25,6 +26,9 @@ __all__ = [
 
 MASK_STRIDE = 4
 """Mask features are a quarter of the padded input (SOLOv2, section 3.2)."""
+
+SIZE_DIVISOR = 32
+"""Sides of the model's input are multiples of this: the coarsest stride of the backbone."""
 
 STUFF_IGNORE = -1
 """Value of `Target.stuff_map` where the stuff loss is not taken (void, crowd, padding)."""

@@ -209,7 +209,12 @@ def test_an_onnx_file_of_others_is_told(tmp_path: Path, free_onnx: Path) -> None
         open_graph(tmp_path / "newer.onnx")
     with pytest.raises(ValueError, match="device 'abacus' cannot be used for an ONNX file"):
         open_graph(free_onnx, device="abacus")
-    for source, out in (("model.pt2", "model.xml"), (free_onnx, "model.pt2")):
+    with pytest.raises(ValueError, match="device 'cpu:x' cannot be used"):
+        open_graph(free_onnx, device="cpu:x")
+    (tmp_path / "model.txt").write_bytes(b"")
+    with pytest.raises(GraphError, match=r"no exported graph has this ending; they are \.onnx"):
+        open_graph(tmp_path / "model.txt")
+    for source, out in (("model.pt2", "model.xml"), (free_onnx, "model.pt2"), (free_onnx, "A.XML")):
         with pytest.raises(ValueError, match=r"only .onnx can be turned, and only into .xml"):
             convert_graph(source, tmp_path / out)
 
@@ -219,6 +224,8 @@ def test_an_onnx_file_of_others_is_told(tmp_path: Path, free_onnx: Path) -> None
     [
         ({"out": "model.bin"}, "no format has this ending; use .onnx, .pt2, .xml"),
         ({"out": "model.onnx", "format": "torch"}, "files of this format end in .pt2"),
+        ({"out": "model.XML"}, "files of this format end in .xml"),
+        ({"image_size": (32, 32)}, "fixed to 32 x 32, and an image to compare on becomes"),
         ({"out": "model.onnx", "format": "tflite"}, "unknown format 'tflite'"),
         ({"image_size": (100, 128)}, "multiples of 32, got 100 x 128"),
         ({"precision": "int8"}, "unisolo quantize"),

@@ -95,6 +95,9 @@ def test_a_fixed_size_and_batch_pads_and_runs_in_parts(
     graph = unexported(model, "panoptic", "input", image_size=(64, 64))
     with pytest.raises(GraphError, match="made for inputs of 64 x 64, got 64 x 96"):
         graph.run(*_inputs(samples[:1]))
+    for shape in ((1, 3, 50, 64), (0, 3, 64, 64)):
+        with pytest.raises(GraphError, match="at least one image, with sides that are multiples"):
+            graph.run(torch.zeros(shape, dtype=torch.uint8), torch.tensor([[50, 64]])[: shape[0]])
 
 
 def test_float_images_are_the_same(model: UniSolo, samples: list[Sample]) -> None:
@@ -166,6 +169,24 @@ def test_coarse_boxes_and_map_are_those_of_the_coarse_masks(
             assert 0 <= label < 4
     result = named_result(named | {"masks": named["mask_probs"] > 0.5}, 0, graph.categories, (9, 9))
     assert result.segments_info
+
+
+@pytest.mark.parametrize("size", ["stride4", "input"])
+def test_padding_is_no_stuff(model: UniSolo, samples: list[Sample], size: Size) -> None:
+    """It would be counted, and lift regions that the image hardly has over the least area."""
+    scale = 4 if size == "stride4" else 1
+    settings = ("inference.panoptic_score_threshold=0.9", "inference.stuff_area_threshold=0")
+    graph = unexported(model, "panoptic", size, *settings, image_size=(192, 192))
+    batch = collate(samples[:2])
+    named = graph.run(batch.images, batch.image_sizes)
+    for seg, table, (height, width) in zip(
+        named["panoptic_seg"], named["segments"], batch.image_sizes.tolist(), strict=True
+    ):
+        inside = seg[: -(-height // scale), : -(-width // scale)]
+        assert seg.count_nonzero() == inside.count_nonzero() > 0
+        areas = {number: area for number, _, area in table.tolist() if number > 0}
+        assert areas == {number: int((inside == number).sum()) for number in areas}
+        assert min(areas.values()) > 0
 
 
 def test_a_batch_at_once_equals_images_in_turn(model: UniSolo, samples: list[Sample]) -> None:

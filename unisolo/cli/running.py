@@ -110,7 +110,8 @@ def evaluate(
     from unisolo.tasks import get_task
     from unisolo.zoo import open_model
 
-    with join_world(device) as world:
+    # A graph's results are on the CPU, and its devices are not torch's.
+    with join_world("cpu" if is_graph(checkpoint) else device) as world:
         _check_overrides(overrides or ())
         model = open_model(
             checkpoint, task=task, device=device if is_graph(checkpoint) else world.device
@@ -211,7 +212,9 @@ def predict(
 @app.command()
 @friendly
 def compare(
-    checkpoint: Annotated[Path, typer.Option(help="A panoptic model.safetensors.")],
+    checkpoint: Annotated[
+        Path, typer.Option(help="A panoptic model.safetensors, or a panoptic exported graph.")
+    ],
     data: Annotated[Path, typer.Option(help="COCO-layout folder with panoptic annotations.")],
     out: Annotated[Path, typer.Option(help="The picture to write, .jpg or .png.")],
     split: Annotated[str, typer.Option(help="Which part of the data.")] = "val2017",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unisolo.cli.common import DebugOption, Overrides, TaskOption, app, friendly
+from unisolo.cli.common import DebugOption, TaskOption, app, friendly
 
 if TYPE_CHECKING:
     from unisolo.categories import Categories
@@ -53,8 +53,10 @@ def models(
 
     Example: unisolo models r50
     """
-    from unisolo.zoo import print_models
+    from unisolo.zoo import list_models, print_models
 
+    if not list_models(filter):
+        raise ValueError(f"no model has {filter!r} in its name, source or licence")
     print_models(filter, json=json)
 
 
@@ -95,7 +97,13 @@ def export(
         Path, typer.Argument(help="A model.safetensors, a model's name, or an exported .onnx.")
     ],
     out: Annotated[Path, typer.Option(help="The file to write: .onnx, .pt2 or .xml.")],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Settings of inference.* and data.*, e.g. inference.max_instances=50",
+            metavar="[KEY=VALUE]...",
+        ),
+    ] = None,
     format: Annotated[
         FormatChoice | None, typer.Option(help="Default: by the ending of OUT.")
     ] = None,
@@ -137,7 +145,8 @@ def export(
 
     if is_graph(checkpoint):
         changed = (task, fixed, batch, overrides, images)
-        if any(changed) or size != "stride4" or precision.value != "fp32":
+        defaults = size == "stride4" and precision.value == "fp32" and images_as.value == "uint8"
+        if any(changed) or not defaults:
             raise ValueError(
                 f"{checkpoint} is exported already; only its format can change (.onnx to .xml)"
             )
@@ -192,8 +201,13 @@ def quantize(
     """
     from unisolo.export.accuracy import compare_accuracy
     from unisolo.export.quantize import quantize_onnx
+    from unisolo.graphs import open_graph
     from unisolo.predict_files import find_images
 
+    if split is not None and data is None:
+        raise ValueError("--split belongs to --data: give both, or neither")
+    if data is not None:
+        open_graph(source, device="cpu").check_unfinished()  # told before the work, not after it
     paths = find_images(calibration)[:limit]
     report = quantize_onnx(source, out, paths, max_images=limit)
     typer.echo(

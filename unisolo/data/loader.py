@@ -14,10 +14,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 
-from unisolo.structures import STUFF_IGNORE, Batch, Sample, Target
+from unisolo.structures import SIZE_DIVISOR, STUFF_IGNORE, Batch, Sample, Target
 
 __all__ = [
-    "SIZE_DIVISOR",
     "build_loader",
     "collate",
     "padded_size",
@@ -27,9 +26,6 @@ __all__ = [
 
 Item = TypeVar("Item")
 _Key: TypeAlias = tuple[int, int, int, int]
-
-SIZE_DIVISOR = 32
-"""Sides of the model's input are multiples of this: the coarsest stride of the backbone."""
 
 
 def padded_size(size: tuple[int, int], divisor: int = SIZE_DIVISOR) -> tuple[int, int]:

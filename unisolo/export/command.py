@@ -22,7 +22,7 @@ from unisolo.export.padding import with_fixed_padding
 from unisolo.export.verify import LIMITS, verify
 from unisolo.graphs import GraphFacts, Size, open_graph
 from unisolo.models import UniSolo
-from unisolo.structures import ImageMeta, Sample
+from unisolo.structures import SIZE_DIVISOR, ImageMeta, Sample
 
 __all__ = [
     "ExportReport",
@@ -32,8 +32,6 @@ __all__ = [
     "prepare",
     "verification_images",
 ]
-
-SIZE_DIVISOR = 32
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def export_checkpoint(
     """Export a model with its post-process, and compare the file with it.
 
     Args:
-        model: From `load_model`, on the CPU.
+        model: From `load_model`, on the CPU; it is put in evaluation mode.
         out: The file to write, ending in .onnx, .pt2 or .xml (a .bin is written beside it).
         format: "onnx", "torch" or "openvino"; None = by the ending.
         task: "instance", "detection" or "panoptic"; None = the model's.
@@ -98,7 +96,7 @@ def export_checkpoint(
     """
     path = Path(out)
     ending, write = WRITERS[_format_of(path, format)]
-    if path.suffix.lower() != ending:
+    if path.suffix != ending:  # OpenVINO takes no ".XML"
         raise ValueError(f"{path}: files of this format end in {ending}")
     _check(precision, image_dtype, batch, image_size, size)
     facts, module = prepare(
@@ -111,12 +109,15 @@ def export_checkpoint(
         image_size=image_size,
         overrides=overrides,
     )
+    samples = None
+    if images is not None:
+        samples = image_samples(images or verification_images(), facts.config)
+        _check_fit(samples, image_size)  # before the minute that tracing can take
     start = time.perf_counter()
     write(module, facts, path)
     seconds = time.perf_counter() - start
     difference, passed = None, None
-    if images is not None:
-        samples = image_samples(images or verification_images(), facts.config)
+    if samples is not None:
         difference = verify(model.eval(), open_graph(path, device="cpu"), samples)
         passed = difference.within(LIMITS) if precision == "fp32" else None
     return ExportReport(path, facts, seconds, file_size(path), difference, passed)
@@ -138,7 +139,7 @@ def convert_graph(source: str | os.PathLike[str], out: str | os.PathLike[str]) -
         OSError: If the files cannot be written.
     """
     path = Path(out)
-    if Path(source).suffix.lower() != ".onnx" or path.suffix.lower() != ".xml":
+    if Path(source).suffix.lower() != ".onnx" or path.suffix != ".xml":
         raise ValueError(
             f"{source}: of exported files only .onnx can be turned, and only into .xml; export "
             "other formats from the checkpoint"
@@ -245,6 +246,19 @@ def _with_overrides(config: Config, task: str | None, overrides: Iterable[str]) 
     values["data"]["root"] = values["model"]["backbone_weights"] = None
     values["train"].pop("out")
     return load_config(None, overrides, values=values)
+
+
+def _check_fit(samples: Sequence[Sample], image_size: tuple[int, int] | None) -> None:
+    if image_size is None:
+        return
+    for sample in samples:
+        size = sample.meta.input_size
+        if size[0] > image_size[0] or size[1] > image_size[1]:
+            raise ValueError(
+                f"the input is fixed to {image_size[0]} x {image_size[1]}, and an image to compare "
+                f"on becomes {size[0]} x {size[1]}; set data.image_size and data.max_size so that "
+                "images fit"
+            )
 
 
 def _check(

@@ -90,7 +90,10 @@ def onnx_to_openvino(source: Path, facts: GraphFacts, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Beside the final place, so that the files can be renamed into it.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
-        model = openvino.convert_model(str(source))
+        try:
+            model = openvino.convert_model(str(source))
+        except RuntimeError as error:  # with a long trace of its own
+            raise ValueError(f"{source}: OpenVINO cannot convert it ({error})") from None
         model.set_rt_info(facts.to_json(), [KEY])
         made = Path(folder) / path.name
         openvino.save_model(model, str(made), compress_to_fp16=facts.precision == "fp16")

@@ -43,8 +43,8 @@ class ExportGraph(nn.Module):
       those of these masks;
     - panoptic: `panoptic_seg` [B, h, w] int32 at that size, 0 = void, and `segments`
       [B, K + S, 3] int64 (id, label, area in pixels of the map): row k is the instance of
-      `scores[k]`, row K + s stuff index s; id 0 = not in the map. At "stride4" also
-      `stuff_logits` [B, S + 1, H / 4, W / 4] float32.
+      `scores[k]`, row K + s stuff index s; id 0 = not in the map. Padding is void, but at size
+      (H, W), which holds it. At "stride4" also `stuff_logits` [B, S + 1, H / 4, W / 4] float32.
 
     Args:
         model: In evaluation mode.
@@ -107,7 +107,7 @@ class ExportGraph(nn.Module):
             logits = outputs.extras["stuff_logits"].float()
             named["stuff_logits"] = logits
             named["panoptic_seg"], named["segments"] = self._merge(
-                named["masks"], found, self._stuff_index(logits, (height, width))
+                named["masks"], found, self._stuff_index(logits, image_sizes, (height, width))
             )
         return tuple(named[name] for name in self.names)
 
@@ -134,8 +134,10 @@ class ExportGraph(nn.Module):
         (x1, x2), (y1, y2) = extents(columns), extents(rows)
         return hard, torch.stack([x1, y1, x2, y2], dim=-1).float() * scale
 
-    def _stuff_index(self, logits: Tensor, input_size: tuple[int, int]) -> Tensor:
-        """Most likely stuff index [B, h, w] int64 at the graph's size; S = "any thing"."""
+    def _stuff_index(
+        self, logits: Tensor, image_sizes: Tensor, input_size: tuple[int, int]
+    ) -> Tensor:
+        """Most likely stuff index [B, h, w] int64 at the graph's size; S = "any thing", padding."""
         best: Tensor | None = None
         index: Tensor | None = None
         # With a running maximum: memory does not grow with the number of categories.
@@ -150,6 +152,10 @@ class ExportGraph(nn.Module):
                 index = torch.where(better, channel, index)
         if index is None:
             raise ValueError("stuff_logits has no channel")
+        if self.size in ("stride4", "input"):  # areas and their threshold count the image alone
+            scale = MASK_STRIDE if self.size == "stride4" else 1
+            valid = _inside(index, image_sizes, scale).squeeze(1)
+            index = torch.where(valid, index, self._num_stuff)
         return index
 
     def _merge(self, masks: Tensor, found: Instances, stuff_index: Tensor) -> tuple[Tensor, Tensor]:

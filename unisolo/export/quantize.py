@@ -24,7 +24,7 @@ from unisolo.data.images import ImageInput
 from unisolo.data.loader import collate
 from unisolo.export.command import image_samples
 from unisolo.files import write_atomically
-from unisolo.graphs import GraphError, GraphFacts, open_graph
+from unisolo.graphs import GraphError, GraphFacts, fit_images, open_graph
 from unisolo.graphs.facts import KEY
 from unisolo.structures import Sample
 
@@ -159,16 +159,7 @@ def _inputs(
     """A graph's inputs, each image alone; fixed sizes are padded, fixed batches filled up."""
     for sample in samples:
         batch = collate([sample])
-        pixels = batch.images.numpy()
-        if facts.image_size is not None:
-            missing = [facts.image_size[axis] - pixels.shape[2 + axis] for axis in (0, 1)]
-            if min(missing) < 0:
-                raise GraphError(
-                    f"{source}: made for inputs of {facts.image_size[0]} x {facts.image_size[1]}, "
-                    f"a calibration image became {pixels.shape[2]} x {pixels.shape[3]}; set "
-                    "data.image_size and data.max_size at the export so that images fit"
-                )
-            pixels = np.pad(pixels, ((0, 0), (0, 0), (0, missing[0]), (0, missing[1])))
+        pixels = fit_images(batch.images, facts, source).numpy()
         count = facts.batch or 1
         yield {
             "images": np.repeat(pixels, count, axis=0).astype(facts.image_dtype),

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from unisolo.categories import Categories
 from unisolo.data.loader import collate, padded_size_groups
 from unisolo.export.difference import Difference, compare
-from unisolo.graphs import Graph, GraphFacts, select
+from unisolo.graphs import Graph, GraphFacts, fit_images, select
 from unisolo.models import UniSolo
 from unisolo.ops.masks import pack_bits
 from unisolo.results import Result, Segment
@@ -49,7 +48,9 @@ def verify(
     batches += [group for group in groups if len(group) > 1]
     total = Difference()
     for group in batches:
-        batch = _padded(collate(group), graph.facts)
+        batch = collate(group)
+        # For the model too: the grids span the padding.
+        batch = replace(batch, images=fit_images(batch.images, graph.facts, graph.path))
         task = get_task(graph.facts.task)(graph.categories)
         ours = _model_results(model, task, batch, graph.facts)
         theirs = _graph_results(graph, task, batch)
@@ -140,12 +141,3 @@ def _framed(meta: ImageMeta, facts: GraphFacts, padded: tuple[int, int]) -> Imag
     if facts.size == "input":
         return replace(meta, orig_size=meta.input_size)
     return replace(meta, input_size=padded, orig_size=facts.size)
-
-
-def _padded(batch: Batch, facts: GraphFacts) -> Batch:
-    """Pad to the size of the graph's input, where it is fixed: the grids span the padding too."""
-    if facts.image_size is None:
-        return batch
-    bottom = facts.image_size[0] - batch.images.shape[2]
-    right = facts.image_size[1] - batch.images.shape[3]
-    return replace(batch, images=F.pad(batch.images, (0, right, 0, bottom)))

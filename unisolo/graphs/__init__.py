@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unisolo.graphs.base import Graph, GraphError, Selected
+from unisolo.graphs.base import Graph, GraphError, Selected, fit_images
 from unisolo.graphs.facts import GraphFacts, Size
 from unisolo.graphs.open import SUFFIXES, is_graph, open_graph, select
 
@@ -13,6 +13,7 @@ __all__ = [
     "GraphFacts",
     "Selected",
     "Size",
+    "fit_images",
     "is_graph",
     "open_graph",
     "select",

@@ -15,9 +15,9 @@ from torch import Tensor
 from unisolo.checkpoint import CheckpointError
 from unisolo.config import InferenceConfig
 from unisolo.graphs.facts import GraphFacts
-from unisolo.structures import MASK_STRIDE, Instances
+from unisolo.structures import MASK_STRIDE, SIZE_DIVISOR, Instances
 
-__all__ = ["Arrays", "Graph", "GraphError", "Selected"]
+__all__ = ["Arrays", "Graph", "GraphError", "Selected", "fit_images"]
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -42,6 +42,30 @@ class Selected(NamedTuple):
         """(H, W) of the model's input with padding."""
         height, width = self.instances.mask_probs.shape[-2:]
         return height * MASK_STRIDE, width * MASK_STRIDE
+
+
+def fit_images(images: Tensor, facts: GraphFacts, path: Path) -> Tensor:
+    """Pad images at the bottom and right to the size of a graph's input, where it is fixed.
+
+    Args:
+        images: [B, 3, H, W].
+        facts: Of the graph.
+        path: Of its file, for the message.
+
+    Raises:
+        GraphError: If they are larger.
+    """
+    if facts.image_size is None:
+        return images
+    height, width = facts.image_size
+    bottom, right = height - images.shape[2], width - images.shape[3]
+    if bottom < 0 or right < 0:
+        raise GraphError(
+            f"{path}: made for inputs of {height} x {width}, got {images.shape[2]} x "
+            f"{images.shape[3]}; set data.image_size and data.max_size at the export so that "
+            "images fit, or export without --fixed"
+        )
+    return F.pad(images, (0, right, 0, bottom))
 
 
 class Graph(ABC):
@@ -84,9 +108,16 @@ class Graph(ABC):
             The outputs by name; see `unisolo.export.ExportGraph`.
 
         Raises:
-            GraphError: If images are larger than the graph's fixed size, or the runtime fails.
+            GraphError: If there are no images, their sides are no multiples of 32, they are larger
+                than the graph's fixed size, or the runtime fails.
         """
-        images = self._fitted(images)
+        if images.shape[0] == 0 or any(side % SIZE_DIVISOR for side in images.shape[2:]):
+            # A runtime would give numbers for other sides too, and wrong ones.
+            raise GraphError(
+                f"{self.path}: needs at least one image, with sides that are multiples of "
+                f"{SIZE_DIVISOR}, got {list(images.shape)}; pad at the bottom and right with 0"
+            )
+        images = fit_images(images, self.facts, self.path)
         step = self.facts.batch or images.shape[0]
         parts = []
         for start in range(0, images.shape[0], step):
@@ -134,19 +165,6 @@ class Graph(ABC):
                 f"{self.path}: {shown} is a constant of the graph ({ours[name]}); export again "
                 f"with inference.{name}={theirs[name]}"
             )
-
-    def _fitted(self, images: Tensor) -> Tensor:
-        if self.facts.image_size is None:
-            return images
-        height, width = self.facts.image_size
-        bottom, right = height - images.shape[2], width - images.shape[3]
-        if bottom < 0 or right < 0:
-            raise GraphError(
-                f"{self.path}: made for inputs of {height} x {width}, got {images.shape[2]} x "
-                f"{images.shape[3]}; set data.image_size and data.max_size at the export so that "
-                "images fit, or export without --fixed"
-            )
-        return F.pad(images, (0, right, 0, bottom))
 
     def _checked_run(self, images: Tensor, image_sizes: Tensor) -> list[Tensor]:
         pixels: NDArray[np.generic] = np.ascontiguousarray(images.numpy())

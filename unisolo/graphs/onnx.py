@@ -52,6 +52,13 @@ class OnnxGraph(Graph):
         # Its own errors have no common base.
         except Exception as error:
             raise GraphError(f"{path}: ONNX Runtime cannot open it ({error})") from None
+        used = self._session.get_providers()
+        if device != "auto" and providers and _name(providers[0]) not in used:
+            raise ValueError(
+                f"device {device!r} was refused by ONNX Runtime, which would run on "
+                f"{', '.join(used)} instead; its libraries (CUDA, cuDNN, TensorRT) are missing or "
+                "of another version"
+            )
         text = self._session.get_modelmeta().custom_metadata_map.get(KEY)
         super().__init__(path, read_facts(path, text))
 
@@ -77,12 +84,16 @@ def read_facts(path: Path, text: str | None) -> GraphFacts:
         raise GraphError(f"{path}: {error}") from None
 
 
+def _name(provider: Any) -> str:
+    return provider if isinstance(provider, str) else str(provider[0])
+
+
 def _providers(device: str, available: list[str]) -> list[Any]:
     name, _, number = device.partition(":")
     if device == "auto":
         name = "cuda" if _PROVIDERS["cuda"] in available else "cpu"
     provider = _PROVIDERS.get(name)
-    if provider is None or provider not in available:
+    if provider is None or provider not in available or (number and not number.isdecimal()):
         raise ValueError(
             f"device {device!r} cannot be used for an ONNX file here; this onnxruntime has "
             f"{', '.join(key for key, value in _PROVIDERS.items() if value in available)}"

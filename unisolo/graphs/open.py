@@ -68,6 +68,10 @@ def open_graph(
     problem = file_problem(path, "exported graph")
     if problem is not None:
         raise GraphError(f"{path}: {problem}")
+    if not is_graph(path):
+        raise GraphError(
+            f"{path}: no exported graph has this ending; they are {', '.join(SUFFIXES)}"
+        )
     return _OPENERS[path.suffix.lower()](path, device, threads)
 
 

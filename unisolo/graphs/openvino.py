@@ -58,7 +58,10 @@ class OpenVinoGraph(Graph):
             options["INFERENCE_PRECISION_HINT"] = "f32"
             if threads is not None:
                 options["INFERENCE_NUM_THREADS"] = threads
-        self._compiled = core.compile_model(model, name, options)
+        try:
+            self._compiled = core.compile_model(model, name, options)
+        except Exception as error:  # as above
+            raise GraphError(f"{path}: OpenVINO cannot compile it for {name} ({error})") from None
         self._local = threading.local()  # a request belongs to one thread
 
     def _run(self, inputs: Arrays) -> list[NDArray[np.generic]]:

@@ -48,7 +48,10 @@ class TorchGraph(Graph):
             program = move_to_device_pass(program, str(self._place))
         # Its guards take one-pixel feature maps (inputs of 32 or 64) for another memory layout and
         # refuse them; the operators themselves take any size.
-        self._module = program.module(check_guards=False)
+        try:
+            self._module = program.module(check_guards=False)
+        except TypeError:
+            raise ImportError(f"{path}: .pt2 files need torch 2.9 or later") from None
 
     def _run(self, inputs: Arrays) -> list[NDArray[np.generic]]:
         with torch.inference_mode():

@@ -11,11 +11,9 @@ from unisolo.models.backbone import TimmBackbone
 from unisolo.models.mask_head import MaskHead
 from unisolo.models.neck import FPN
 from unisolo.models.solo_head import SoloHead
-from unisolo.structures import GridSpec, Outputs
+from unisolo.structures import SIZE_DIVISOR, GridSpec, Outputs
 
 __all__ = ["UniSolo"]
-
-SIZE_DIVISOR = 32
 
 
 class UniSolo(nn.Module):
