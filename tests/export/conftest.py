@@ -40,6 +40,7 @@ def samples(model: UniSolo, pictures: list[Path]) -> list[Sample]:
     return image_samples(pictures, model.config)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `--dist loadgroup` one process makes and shares the exports, which take long."""
     here = Path(__file__).parent

@@ -21,6 +21,8 @@ from unisolo.benchmark.models import NUM_THINGS, input_image, random_model
 from unisolo.benchmark.timing import time_in_turns
 from unisolo.graphs import select
 
+pytestmark = pytest.mark.xdist_group("benchmark")  # one process makes the figures
+
 ROOT = Path(__file__).resolve().parents[2]
 ENGINES = ("eager", "onnxruntime", "openvino", "onnxruntime-int8", "openvino-int8")
 INSTANCES = 20
@@ -47,7 +49,16 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def measured(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Path]:
     folder = tmp_path_factory.mktemp("benchmark")
-    arguments: list[object] = ["latency", "--models", config, "--repeat", 2, "--size", "64x96"]
+    arguments: list[object] = [
+        "latency",
+        "--models",
+        config,
+        "--repeat",
+        2,
+        "--size",
+        "64x96",
+        "--fixed",
+    ]
     for engine in ENGINES:
         arguments += ["--engines", engine]
     for threads in (1, 2):
