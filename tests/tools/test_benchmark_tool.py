@@ -110,10 +110,10 @@ def test_the_int8_files_are_int8(measured: tuple[str, Any, Path]) -> None:
     folder = measured[2] / "graphs"
     precisions = {path.name: open_graph(path).facts.precision for path in folder.glob("*.[ox]*")}
     assert precisions == {
-        "tiny.onnx": "fp32",
-        "tiny.xml": "fp32",
-        "tiny-int8.onnx": "int8",
-        "tiny-int8.xml": "int8",
+        "tiny-64x96.onnx": "fp32",
+        "tiny-64x96.xml": "fp32",
+        "tiny-64x96-int8.onnx": "int8",
+        "tiny-64x96-int8.xml": "int8",
     }
 
 
