@@ -14,7 +14,7 @@ from unisolo.results import Result
 
 __all__ = ["Difference", "compare"]
 
-NEAR_TIE = 1e-4
+NEAR_TIE = {"fp32": 1e-4, "fp16": 0.02, "int8": 0.05}
 """Scores this close may change places, as far as scores may differ at all: rounding differs between
 runtimes."""
 
@@ -77,17 +77,19 @@ class Difference:
         return text
 
 
-def compare(ours: Result, theirs: Result) -> Difference:
+def compare(ours: Result, theirs: Result, *, precision: str = "fp32") -> Difference:
     """Compare two results for one image, on the CPU.
 
     Args:
         ours: The model's.
         theirs: The graph's, in the same frame.
+        precision: The graph's; a key of `NEAR_TIE`.
     """
-    pairs = _pairs(ours, theirs)
+    near = NEAR_TIE[precision]
+    pairs = _pairs(ours, theirs, near)
     alone = _alone(ours, [i for i, _ in pairs]), _alone(theirs, [j for _, j in pairs])
     if len(ours) == len(theirs) and len(ours):
-        cut = min(float(ours.scores.min()), float(theirs.scores.min())) + NEAR_TIE
+        cut = min(float(ours.scores.min()), float(theirs.scores.min())) + near
         alone = alone[0][alone[0] > cut], alone[1][alone[1] > cut]
     left = [i for i, _ in pairs]
     right = [j for _, j in pairs]
@@ -108,12 +110,12 @@ def compare(ours: Result, theirs: Result) -> Difference:
     )
 
 
-def _pairs(ours: Result, theirs: Result) -> list[tuple[int, int]]:
+def _pairs(ours: Result, theirs: Result, near_tie: float) -> list[tuple[int, int]]:
     """Partners: of the instances with nearly the same score the one that covers the same place."""
     free = torch.ones(len(theirs), dtype=torch.bool)
     pairs = []
     for i in range(len(ours)):
-        near = (theirs.scores - ours.scores[i]).abs() <= NEAR_TIE
+        near = (theirs.scores - ours.scores[i]).abs() <= near_tie
         places = (free & near & (theirs.labels == ours.labels[i])).nonzero().flatten()
         if len(places) == 0:
             continue

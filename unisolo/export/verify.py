@@ -55,7 +55,7 @@ def verify(
         ours = _model_results(model, task, batch, graph.facts)
         theirs = _graph_results(graph, task, batch)
         for left, right in zip(ours, theirs, strict=True):
-            total = total.join(compare(left, right))
+            total = total.join(compare(left, right, precision=graph.facts.precision))
     return total
 
 
