@@ -103,9 +103,9 @@ def evaluate(
     """
     from unisolo.build import build_dataset
     from unisolo.checkpoint import model_facts
-    from unisolo.config import config_to_dict, load_config
     from unisolo.engine.distributed import join_world
     from unisolo.engine.evaluate import evaluate as run_evaluation
+    from unisolo.engine.evaluate import evaluation_config
     from unisolo.graphs import Graph, is_graph
     from unisolo.tasks import get_task
     from unisolo.zoo import open_model
@@ -117,13 +117,9 @@ def evaluate(
             checkpoint, task=task, device=device if is_graph(checkpoint) else world.device
         )
         config, categories = model_facts(model)
-        values = config_to_dict(config)
-        values["data"].update({"root": str(data), "dataset": "auto", "max_images": None})
-        if task is not None:
-            values["task"] = task
-        if split is not None:
-            values["data"]["val_split"] = split
-        settings = load_config(None, overrides or (), values=values)
+        settings = evaluation_config(
+            config, data, task=task, split=split, overrides=overrides or ()
+        )
         if isinstance(model, Graph):
             model.check_settings(settings.inference)
         model.config = settings

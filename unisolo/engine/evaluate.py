@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Subset
 
 from unisolo.categories import Categories
 from unisolo.checkpoint import model_facts
+from unisolo.config import Config, config_to_dict, load_config
 from unisolo.data.loader import collate, padded_size_groups, start_worker
 from unisolo.devices import autocast_for, resolve_precision
 from unisolo.engine.distributed import World
@@ -24,7 +26,36 @@ from unisolo.results import Result
 from unisolo.structures import Batch, Sample
 from unisolo.tasks import TaskAdapter
 
-__all__ = ["check_categories", "evaluate", "run_batch"]
+__all__ = ["check_categories", "evaluate", "evaluation_config", "run_batch"]
+
+
+def evaluation_config(
+    config: Config,
+    data: str | os.PathLike[str],
+    *,
+    task: str | None = None,
+    split: str | None = None,
+    overrides: Iterable[str] = (),
+) -> Config:
+    """Return a checkpoint's configuration, turned to a data set to be evaluated on.
+
+    Args:
+        config: Of the checkpoint or graph.
+        data: Folder of the data set, in COCO's layout; all its images are taken.
+        task: The task to answer; None = the checkpoint's.
+        split: The part of the data; None = the checkpoint's `data.val_split`.
+        overrides: Settings as `key.sub=value`.
+
+    Raises:
+        ConfigError: If a setting is wrong.
+    """
+    values = config_to_dict(config)
+    values["data"].update({"root": str(data), "dataset": "auto", "max_images": None})
+    if task is not None:
+        values["task"] = task
+    if split is not None:
+        values["data"]["val_split"] = split
+    return load_config(None, overrides, values=values)
 
 
 def run_batch(model: UniSolo | Graph, task: TaskAdapter, batch: Batch) -> list[Result]:

@@ -11,9 +11,8 @@ import torch
 
 from unisolo.build import build_dataset
 from unisolo.checkpoint import model_facts
-from unisolo.config import config_to_dict, load_config
 from unisolo.engine.distributed import World
-from unisolo.engine.evaluate import evaluate
+from unisolo.engine.evaluate import evaluate, evaluation_config
 from unisolo.graphs import Graph
 from unisolo.tasks import get_task
 from unisolo.zoo import open_model
@@ -102,13 +101,7 @@ def compare_accuracy(
     def metrics(path: str | os.PathLike[str]) -> dict[str, float]:
         model = open_model(path, task=task, device=device)
         config, categories = model_facts(model)
-        values = config_to_dict(config)
-        values["data"].update({"root": str(data), "dataset": "auto", "max_images": None})
-        if task is not None:
-            values["task"] = task
-        if split is not None:
-            values["data"]["val_split"] = split
-        settings = load_config(None, overrides, values=values)
+        settings = evaluation_config(config, data, task=task, split=split, overrides=overrides)
         place = model.device if isinstance(model, Graph) else next(model.parameters()).device
         return evaluate(
             model,
