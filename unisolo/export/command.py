@@ -12,13 +12,13 @@ from pathlib import Path
 
 from unisolo.checkpoint import check_task, model_facts
 from unisolo.config import Config, ConfigError, config_to_dict, load_config
-from unisolo.data.images import ImageInput, read_image
+from unisolo.data.images import ImageInput, read_image, to_rgb_array
 from unisolo.data.raw import RawSample
 from unisolo.data.transforms import EvalTransform
 from unisolo.export.difference import Difference
 from unisolo.export.formats import WRITERS, onnx_to_openvino
 from unisolo.export.graph import ExportGraph
-from unisolo.export.padding import with_fixed_padding
+from unisolo.export.padding import fix_padding
 from unisolo.export.verify import LIMITS, verify
 from unisolo.graphs import GraphFacts, Size, open_graph
 from unisolo.models import UniSolo
@@ -165,9 +165,8 @@ def prepare(
     config, categories = model_facts(model)
     check_task(config, task)
     config = _with_overrides(config, task, overrides)
-    network = with_fixed_padding(copy.deepcopy(model).cpu().eval())
-    if not isinstance(network, UniSolo):
-        raise TypeError(f"expected a UniSolo, got {type(network).__name__}")
+    network = copy.deepcopy(model).cpu().eval()
+    fix_padding(network)
     if precision == "fp16":
         network.half()
     module = ExportGraph(network, config.task, size, config.inference).eval()
@@ -186,8 +185,6 @@ def prepare(
 
 def image_samples(images: Iterable[ImageInput], config: Config) -> list[Sample]:
     """Bring images to the model's input as `Predictor` does."""
-    from unisolo.data.images import to_rgb_array
-
     data = config.data
     transform = EvalTransform(data.image_size, data.max_size, resize=data.resize)
     samples = []

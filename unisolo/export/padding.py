@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-__all__ = ["with_fixed_padding"]
+__all__ = ["fix_padding"]
 
 
 class _PaddedConv(nn.Module):
@@ -38,7 +38,7 @@ class _PaddedConv(nn.Module):
         return padded
 
 
-def with_fixed_padding(module: nn.Module) -> nn.Module:
+def fix_padding(module: nn.Module) -> None:
     """Replace, in place, convolutions whose padding is computed from the size of their input.
 
     "Same" padding depends on the size only through its remainder by the stride. The model's inputs
@@ -48,13 +48,9 @@ def with_fixed_padding(module: nn.Module) -> nn.Module:
 
     Args:
         module: A copy that may be changed.
-
-    Returns:
-        The module.
     """
     for name, child in list(module.named_children()):
         if isinstance(child, Conv2dSame):
             setattr(module, name, _PaddedConv(child))
         else:
-            with_fixed_padding(child)
-    return module
+            fix_padding(child)

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from unisolo.checkpoint import CheckpointError
 from unisolo.config import InferenceConfig
-from unisolo.graphs.facts import GraphFacts
+from unisolo.graphs.facts import KEY, GraphFacts
 from unisolo.structures import MASK_STRIDE, SIZE_DIVISOR, Instances
 
-__all__ = ["Arrays", "Graph", "GraphError", "Selected", "fit_images"]
+__all__ = ["Arrays", "Graph", "GraphError", "Selected", "fit_images", "read_facts"]
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -66,6 +66,23 @@ def fit_images(images: Tensor, facts: GraphFacts, path: Path) -> Tensor:
             "images fit, or export without --fixed"
         )
     return F.pad(images, (0, right, 0, bottom))
+
+
+def read_facts(path: Path, text: str | None) -> GraphFacts:
+    """Return the facts of a file.
+
+    Raises:
+        GraphError: If it has none or they are damaged.
+    """
+    if not text:
+        raise GraphError(
+            f"{path}: not exported by unisolo (it lacks the metadata entry '{KEY}'); make one "
+            "with `unisolo export`"
+        )
+    try:
+        return GraphFacts.from_json(text)
+    except ValueError as error:
+        raise GraphError(f"{path}: {error}") from None
 
 
 class Graph(ABC):

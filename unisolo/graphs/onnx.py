@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unisolo.graphs.base import Arrays, Graph, GraphError
-from unisolo.graphs.facts import KEY, GraphFacts
+from unisolo.graphs.base import Arrays, Graph, GraphError, read_facts
+from unisolo.graphs.facts import KEY
 
 __all__ = ["OnnxGraph"]
 
@@ -65,23 +65,6 @@ class OnnxGraph(Graph):
     def _run(self, inputs: Arrays) -> list[NDArray[np.generic]]:
         outputs: list[NDArray[np.generic]] = self._session.run(list(self.facts.outputs), inputs)
         return outputs
-
-
-def read_facts(path: Path, text: str | None) -> GraphFacts:
-    """Return the facts of a file.
-
-    Raises:
-        GraphError: If it has none or they are damaged.
-    """
-    if not text:
-        raise GraphError(
-            f"{path}: not exported by unisolo (it lacks the metadata entry '{KEY}'); make one "
-            "with `unisolo export`"
-        )
-    try:
-        return GraphFacts.from_json(text)
-    except ValueError as error:
-        raise GraphError(f"{path}: {error}") from None
 
 
 def _name(provider: Any) -> str:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unisolo.graphs.base import Arrays, Graph, GraphError
+from unisolo.graphs.base import Arrays, Graph, GraphError, read_facts
 from unisolo.graphs.facts import KEY
-from unisolo.graphs.onnx import read_facts
 
 __all__ = ["OpenVinoGraph"]
 

@@ -9,9 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from unisolo.devices import resolve_device
-from unisolo.graphs.base import Arrays, Graph, GraphError
+from unisolo.graphs.base import Arrays, Graph, GraphError, read_facts
 from unisolo.graphs.facts import KEY
-from unisolo.graphs.onnx import read_facts
 
 __all__ = ["EXTRA_FILE", "TorchGraph"]
 
