@@ -38,10 +38,10 @@ lint: $(VENV)/.dev
 	$(RUN) -m mypy
 
 test: lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n 2
 
 test-all: lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
 clean:
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

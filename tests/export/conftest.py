@@ -40,15 +40,6 @@ def samples(model: UniSolo, pictures: list[Path]) -> list[Sample]:
     return image_samples(pictures, model.config)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup` one process makes and shares the exports, which take long."""
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("export"))
-
-
 SETTINGS = ("inference.max_instances=8", "inference.panoptic_score_threshold=0.2")
 
 

@@ -21,8 +21,6 @@ from unisolo.benchmark.models import NUM_THINGS, input_image, random_model
 from unisolo.benchmark.timing import time_in_turns
 from unisolo.graphs import select
 
-pytestmark = pytest.mark.xdist_group("benchmark")  # one process makes the figures
-
 ROOT = Path(__file__).resolve().parents[2]
 ENGINES = ("eager", "onnxruntime", "openvino", "onnxruntime-int8", "openvino-int8")
 INSTANCES = 20
