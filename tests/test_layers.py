@@ -14,15 +14,15 @@ LEVELS = [
     {"categories", "structures", "config", "devices", "files", "encoding", "explain"},
     {"ops", "download"},
     {"results"},
-    {"models", "losses", "data", "evaluation", "visualize"},
+    {"models", "losses", "data", "evaluation", "visualize", "interop"},
     {"tasks"},
     {"build"},
-    {"checkpoint", "doctor"},
+    {"checkpoint", "doctor", "convert_data"},
     {"convert", "graphs"},
     {"zoo"},
-    {"thresholds"},
+    {"thresholds", "hub", "report", "choose"},
     {"engine", "predictor"},
-    {"predict_files", "compare", "overfit", "export"},
+    {"predict_files", "compare", "overfit", "export", "video", "demo"},
     {"benchmark"},
     {"cli"},
 ]
@@ -30,8 +30,10 @@ LEVEL = {unit: number for number, units in enumerate(LEVELS) for unit in units}
 
 # Light edges that would otherwise force an indirection; each needs a reason.
 ALLOWED = {
-    # `Result.plot` draws on request; the import is inside the method.
+    # `Result.plot` and `Result.to_...` draw and convert on request; the imports are inside the
+    # methods.
     ("results", "visualize"),
+    ("results", "interop"),
 }
 
 
