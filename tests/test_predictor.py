@@ -269,7 +269,7 @@ def test_thresholds_out_of_range_are_named(predictor: Predictor, name: str, valu
 
 
 def test_a_threshold_of_another_task_is_not_silently_dropped(model: UniSolo) -> None:
-    with pytest.raises(ValueError, match="stuff_area_threshold changes only the panoptic map"):
+    with pytest.raises(ValueError, match="stuff_area_threshold changes nothing"):
         Predictor(model, task="instance").predict(picture(60, 84), stuff_area_threshold=1)
 
 

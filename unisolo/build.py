@@ -91,6 +91,11 @@ def build_model(
         heads = task.build_heads(
             trunk_channels=settings.mask_channels, stuff_channels=settings.stuff_channels
         )
+    if heads.keys() != task.heads:
+        raise ValueError(
+            f"task '{task.name}' builds the heads {sorted(heads)}, but its attribute `heads` names "
+            f"{sorted(task.heads)}; they must agree, since files are checked by it"
+        )
     model = UniSolo(backbone, neck, solo_head, mask_head, heads=heads, grid=grid)
     model.categories = categories
     model.config = config

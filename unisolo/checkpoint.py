@@ -100,8 +100,8 @@ def load_checkpoint(
 
     Args:
         source: Path of the checkpoint.
-        task: Check that the checkpoint can answer this task. A panoptic checkpoint answers all
-            three; an instance or detection checkpoint has no stuff branch.
+        task: Check that the checkpoint can answer this task. Each answers instance and detection;
+            panoptic needs the stuff branch, which only a panoptic checkpoint has.
         device: Where the weights go.
 
     Returns:
@@ -137,12 +137,12 @@ def check_task(config: Config, task: str | None) -> None:
     """Raise a CheckpointError if a model of this configuration cannot answer a task."""
     if task is None:
         return
-    missing = get_task(task).requires - get_task(config.task).requires
+    missing = get_task(task).heads - get_task(config.task).heads
     if missing:
+        branches = ", ".join(name.removesuffix("_logits") for name in sorted(missing))
         raise CheckpointError(
-            f"the model was made for task '{config.task}' and has no "
-            f"{', '.join(sorted(missing))} branch, which task '{task}' needs; train "
-            f"(or export) with --task {task}"
+            f"the model was made for task '{config.task}' and has no {branches} branch, which task "
+            f"'{task}' needs; train (or export) with --task {task}"
         )
 
 
@@ -219,6 +219,8 @@ def _parse(path: Path, metadata: dict[str, str]) -> tuple[Config, Categories]:
             f"({FORMAT_VERSION}); upgrade unisolo"
         )
     try:
-        return load_config(values=config_values), Categories.from_coco(category_values)
+        config = load_config(values=config_values)
+        get_task(config.task)  # the file's may be one that is not imported
+        return config, Categories.from_coco(category_values)
     except ValueError as error:  # a ConfigError is one
         raise CheckpointError(f"{path}: {error}") from None

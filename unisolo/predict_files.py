@@ -37,7 +37,7 @@ class FilesReport:
         predicted: Number of images done.
         instances: Number of instances found in them.
         broken: A sentence per image that could not be read; it names the file.
-        without: Number of images in which no instance was found.
+        without: Number of images in which an instance was looked for and none found.
         reason: Why, in one sentence for all of these; empty where there are none.
     """
 
@@ -137,7 +137,7 @@ def predict_files(
             broken.append(str(error))
         else:
             result = predictor.predict(array, score_threshold=score_threshold, **thresholds)
-            if len(result) == 0:
+            if len(result) == 0 and result.explanation is not None:
                 without.append(result.explanation)
             if on_result is not None:
                 on_result(path, result)
@@ -158,8 +158,7 @@ def predict_files(
     write_json(out / "predictions.json", {**tables, "annotations": annotations})
     if segments:
         write_json(out / "panoptic.json", {**tables, "annotations": segments})
-    explained = [explanation for explanation in without if explanation is not None]
-    reason = combine(explained).verdict() if explained else ""
+    reason = combine(without).verdict() if without else ""
     return FilesReport(len(images), len(annotations), tuple(broken), len(without), reason)
 
 

@@ -74,7 +74,8 @@ class Result:
         panoptic_seg: [H, W] int32, 0 = void, else `Segment.id`; None where the task gives none.
         segments_info: The segments of `panoptic_seg`; None exactly where that is None.
         explanation: What the post-process saw of the whole image and what each threshold left; a
-            selection of instances keeps it as it is. None where no model made the result.
+            selection of instances keeps it as it is. None where no model made the result, or
+            its task looks for no instances.
 
     Raises:
         ValueError: If a field has the wrong rank, dtype or length; the message names it.
@@ -377,7 +378,10 @@ class Result:
             keyword to change; the same in numbers is `explanation`.
         """
         if self.explanation is None:
-            return "this result was not made by a predictor, so what was left out is not known"
+            return (
+                "it is not known what was left out: this result was not made by a predictor, or "
+                "its task looks for no instances"
+            )
         return f"{self!r}\n{self.explanation.text()}"
 
     def plot(self, image: NDArray[np.uint8] | Image.Image) -> Image.Image:

@@ -46,11 +46,6 @@ class Thresholds(TypedDict, total=False):
     stuff_area_threshold: int
 
 
-_PANOPTIC_ONLY = frozenset(
-    {"panoptic_score_threshold", "panoptic_overlap_threshold", "stuff_area_threshold"}
-)
-
-
 def settings_of_call(
     config: Config, task: str, score_threshold: float, thresholds: Thresholds
 ) -> InferenceConfig:
@@ -77,8 +72,8 @@ def settings_of_call(
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"
             raise TypeError(f"no threshold {name!r}; {hint}")
-        if name in _PANOPTIC_ONLY and "stuff" not in get_task(task).requires:
-            raise ValueError(f"{name} changes only the panoptic map, but the task is {task!r}")
+        if name not in get_task(task).thresholds:
+            raise ValueError(f"{name} changes nothing in the answer of task {task!r}")
         values["score_threshold" if name == "candidate_threshold" else name] = value
     try:
         return InferenceConfig.model_validate(values)

@@ -1,19 +1,39 @@
-"""Commands that train, evaluate, predict, compare and examine."""
+"""Commands that evaluate, predict, compare and examine."""
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from unisolo.cli.common import DebugOption, Overrides, TaskOption, app, friendly
+from unisolo.cli.common import (
+    DATA,
+    OUTPUT,
+    TRAINING,
+    USE,
+    DebugOption,
+    DeviceOption,
+    JsonOption,
+    Overrides,
+    TaskOption,
+    answer,
+    app,
+    examples,
+    friendly,
+)
+from unisolo.cli.metrics import print_metrics
 
-__all__ = ["compare", "doctor", "evaluate", "predict", "train"]
+__all__ = ["compare", "doctor", "evaluate", "predict"]
+
+CheckpointOption = Annotated[
+    Path, typer.Option(help="A model.safetensors, an exported graph, or a model's name.")
+]
+_LEARNING = "Can it be learned?"
 
 
 class BackendChoice(str, Enum):
@@ -23,83 +43,36 @@ class BackendChoice(str, Enum):
     official = "official"
 
 
-@app.command()
-@friendly
-def train(
-    overrides: Overrides = None,
-    task: TaskOption = None,
-    config: Annotated[Path | None, typer.Option(help="YAML recipe, see configs/.")] = None,
-    data: Annotated[Path | None, typer.Option(help="COCO-layout folder (data.root).")] = None,
-    out: Annotated[Path | None, typer.Option(help="Results folder (train.out).")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
-    auto_resume: Annotated[
-        bool, typer.Option("--auto-resume", help="Go on if OUT holds a run, else start one.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT's run.")] = False,
-    replay: Annotated[
-        Path | None, typer.Option(help="Look into a step that was not finite: nonfinite_step*.pt.")
-    ] = None,
-    debug: DebugOption = False,
-) -> None:
-    """Train a model on COCO-format data and evaluate it.
-
-    SIGTERM, SIGUSR1 and Ctrl-C end the run after the step in hand, its state saved: exit code 75,
-    after Ctrl-C 130. A second Ctrl-C quits at once.
-
-    Example: train.py --task panoptic --config configs/quickstart.yaml --data runs/shapes
-    """
-    from unisolo.config import ConfigError, load_config
-    from unisolo.engine.nonfinite import replay as run_replay
-    from unisolo.engine.stop import TrainingStopped
-    from unisolo.engine.train import train as run_training
-
-    if sum((resume, auto_resume, overwrite)) > 1:
-        raise ConfigError("give one of --resume, --auto-resume and --overwrite")
-    if replay is not None:
-        raise typer.Exit(0 if run_replay(replay, typer.echo) else 1)
-    values = _given(task=task, data={"root": data}, train={"out": out})
-    settings = load_config(config, overrides or (), values=values)
-    try:
-        summary = run_training(
-            settings, resume="auto" if auto_resume else resume, overwrite=overwrite
-        )
-    except TrainingStopped as stopped:
-        if _is_main_process():
-            typer.secho(str(stopped), fg="yellow", err=True)
-        raise typer.Exit(stopped.exit_code) from None
-    if _is_main_process():
-        _print_metrics(summary.metrics)
-        typer.echo(
-            f"trained {summary.steps} steps in {summary.seconds / 60:.1f} min; "
-            f"model: {summary.checkpoint}"
-        )
-
-
-@app.command()
+@app.command(
+    rich_help_panel=TRAINING,
+    epilog=examples(
+        "unisolo evaluate --checkpoint runs/my_data/model.safetensors --data my_data",
+        "unisolo evaluate --checkpoint model.onnx --data my_data --split test --json",
+        "unisolo evaluate --checkpoint solov2_r50_fpn_3x_coco --data /data/coco",
+    ),
+)
 @friendly
 def evaluate(
-    checkpoint: Annotated[
-        Path, typer.Option(help="A model.safetensors, an exported graph, or a model's name.")
-    ],
+    checkpoint: CheckpointOption,
     data: Annotated[Path, typer.Option(help="COCO-layout folder.")],
     split: Annotated[str | None, typer.Option(help="Default: the checkpoint's val split.")] = None,
     task: TaskOption = None,
-    out: Annotated[Path, typer.Option(help="Folder for metrics.json and predictions.")] = Path(
-        "runs/evaluation"
-    ),
+    overrides: Overrides = None,
+    device: DeviceOption = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 8,
     backend: Annotated[
         BackendChoice, typer.Option(help="official = pycocotools and panopticapi.")
     ] = BackendChoice.hotcoco,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 8,
-    overrides: Overrides = None,
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for metrics.json and predictions.", rich_help_panel=OUTPUT),
+    ] = Path("runs/evaluation"),
+    as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Evaluate a checkpoint: bbox AP, segm AP and PQ in one pass over the images.
+    """Evaluate a checkpoint: PQ, mask AP and box AP in one pass over the images.
 
     Settings may be of data.*, inference.* and train.precision; the others belong to training.
-
-    Example: evaluate.py --checkpoint runs/quickstart/model.safetensors --data runs/shapes
     """
     from unisolo.build import build_dataset
     from unisolo.checkpoint import model_facts
@@ -111,7 +84,8 @@ def evaluate(
     from unisolo.zoo import open_model
 
     # A graph's results are on the CPU, and its devices are not torch's.
-    with join_world("cpu" if is_graph(checkpoint) else device) as world:
+    place = "cpu" if is_graph(checkpoint) else device
+    with answer(as_json) as found, join_world(place) as world:
         _check_overrides(overrides or ())
         model = open_model(
             checkpoint, task=task, device=device if is_graph(checkpoint) else world.device
@@ -135,17 +109,25 @@ def evaluate(
             out=out,
         )
         if world.is_main:
-            _print_metrics(metrics)
+            print_metrics(metrics)
             typer.echo(f"metrics and predictions: {out}")
+            split = settings.data.val_split
+            found |= {"checkpoint": checkpoint, "data": data, "split": split}
+            found |= {"task": settings.task, "metrics": metrics, "out": out}
 
 
-@app.command()
+@app.command(
+    rich_help_panel=USE,
+    epilog=examples(
+        "unisolo predict photos/ --checkpoint runs/my_data/model.safetensors --out seen",
+        "unisolo predict street.jpg --checkpoint model.onnx --out seen --score-threshold 0.5",
+        "unisolo predict photos/ --checkpoint model.safetensors --out seen --explain",
+    ),
+)
 @friendly
 def predict(
     source: Annotated[Path, typer.Argument(help="An image, or a folder.", metavar="IMAGE|FOLDER")],
-    checkpoint: Annotated[
-        Path, typer.Option(help="A model.safetensors, an exported graph, or a model's name.")
-    ],
+    checkpoint: CheckpointOption,
     out: Annotated[Path, typer.Option(help="Folder for overlays and JSON files.")],
     task: TaskOption = None,
     score_threshold: Annotated[
@@ -155,57 +137,67 @@ def predict(
         float | None,
         typer.Option(min=0, max=1, help="Least category probability. Default: the checkpoint's."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: DeviceOption = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
-    scale: Annotated[int, typer.Option(min=1, help="Enlarge the overlays N times.")] = 1,
+    scale: Annotated[
+        int, typer.Option(min=1, help="Enlarge the overlays N times.", rich_help_panel=OUTPUT)
+    ] = 1,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Say of each image what every threshold left.")
+        bool,
+        typer.Option(
+            "--explain",
+            help="Say of each image what every threshold left.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
+    as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Predict images; write overlays, COCO results and, for panoptic, PNG and JSON.
+    """Predict images: overlays, COCO results and, for panoptic, PNG and JSON.
 
     Images that cannot be read are listed at the end, and the exit code is then 1.
-
-    Example: predict.py photos/ --checkpoint runs/quickstart/model.safetensors --out runs/photos
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
     from unisolo.predict_files import find_images, predict_files
     from unisolo.predictor import Predictor
 
     find_images(source, without=out)  # a wrong path is told before the model is loaded
-    predictor = Predictor(checkpoint, task=task, device=device)
-    console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("")
-        report = predict_files(
-            predictor,
-            source,
-            out,
-            score_threshold=score_threshold,
-            candidate_threshold=candidate_threshold,
-            limit=limit,
-            scale=scale,
-            on_image=lambda done, total: progress.update(bar, completed=done, total=total),
-            on_result=lambda path, result: (
-                typer.echo(f"{path}: {result.explain()}") if explain else None
-            ),
-        )
-    typer.echo(f"{report.predicted} images, {report.instances} instances: {out}")
-    if report.without:
-        typer.secho(
-            f"{report.without} images without an instance: {report.reason}", fg="yellow", err=True
-        )
-    for sentence in report.broken:
-        typer.secho(f"skipped: {sentence}", fg="yellow", err=True)
-    if report.broken:
-        raise typer.Exit(1)
+    with answer(as_json) as found:
+        predictor = Predictor(checkpoint, task=task, device=device)
+        with _bar_over_images() as advance:
+            report = predict_files(
+                predictor,
+                source,
+                out,
+                score_threshold=score_threshold,
+                candidate_threshold=candidate_threshold,
+                limit=limit,
+                scale=scale,
+                on_image=advance,
+                on_result=lambda path, result: (
+                    typer.echo(f"{path}: {result.explain()}") if explain else None
+                ),
+            )
+        typer.echo(f"{report.predicted} images, {report.instances} instances: {out}")
+        if report.without:
+            typer.secho(
+                f"{report.without} images without an instance: {report.reason}",
+                fg="yellow",
+                err=True,
+            )
+        for sentence in report.broken:
+            typer.secho(f"skipped: {sentence}", fg="yellow", err=True)
+        found |= {"source": source, "checkpoint": checkpoint, "out": out, **asdict(report)}
+        if report.broken:
+            raise typer.Exit(1)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=TRAINING,
+    epilog=examples(
+        "unisolo compare --checkpoint model.safetensors --data my_data --out sheet.jpg",
+        "unisolo compare --checkpoint model.onnx --data my_data --split val --limit 12 --out s.png",
+    ),
+)
 @friendly
 def compare(
     checkpoint: Annotated[
@@ -215,13 +207,10 @@ def compare(
     out: Annotated[Path, typer.Option(help="The picture to write, .jpg or .png.")],
     split: Annotated[str, typer.Option(help="Which part of the data.")] = "val2017",
     limit: Annotated[int, typer.Option(min=1, help="How many images.")] = 6,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: DeviceOption = "auto",
     debug: DebugOption = False,
 ) -> None:
-    """Draw image, ground truth and prediction side by side on one sheet.
-
-    Example: compare.py --checkpoint C --data DIR --out sheet.jpg
-    """
+    """Draw image, ground truth and prediction side by side on one sheet."""
     from unisolo.compare import comparison_sheet
     from unisolo.data import CocoPanoptic
     from unisolo.files import write_atomically
@@ -234,7 +223,15 @@ def compare(
     typer.echo(f"image, ground truth, prediction: {out}")
 
 
-@app.command()
+@app.command(
+    rich_help_panel=DATA,
+    epilog=examples(
+        "unisolo doctor my_data",
+        "unisolo doctor my_data --html report.html --fix my_data_mended",
+        "unisolo doctor my_data --overfit 8",
+        "unisolo doctor my_data --json - | jq .errors",
+    ),
+)
 @friendly
 def doctor(
     data: Annotated[Path, typer.Argument(help="COCO-layout folder.", metavar="DATA")],
@@ -244,22 +241,38 @@ def doctor(
         list[str] | None, typer.Option(help="Split to check; repeat it. Default: train and val.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML recipe: image size, grids.")] = None,
-    json_file: Annotated[
-        str | None, typer.Option("--json", help="Write everything found as JSON; - = print it.")
-    ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write one page with pictures.")] = None,
-    fix: Annotated[Path | None, typer.Option(help="Write a repaired copy to this folder.")] = None,
     overfit: Annotated[
-        int | None, typer.Option(min=1, help="Instead: can N training images be learned at all?")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Instead: can N training images be learned at all?",
+            rich_help_panel=_LEARNING,
+        ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of --overfit.")] = 150,
+    steps: Annotated[
+        int,
+        typer.Option(min=1, help="Training steps of --overfit.", rich_help_panel=_LEARNING),
+    ] = 150,
+    html: Annotated[
+        Path | None, typer.Option(help="Write one page with pictures.", rich_help_panel=OUTPUT)
+    ] = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option(help="Write a repaired copy to this folder.", rich_help_panel=OUTPUT),
+    ] = None,
+    json_file: Annotated[
+        str | None,
+        typer.Option(
+            "--json",
+            help="Write everything found to this file; - prints it.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
     """Check a data set: everything wrong with it, how to mend it, and what the grids make of it.
 
     The exit code is 1 if there are errors (with --overfit: if the images cannot be learned).
-
-    Example: unisolo doctor my_data --html report.html --fix my_data_mended
     """
     if overfit is not None:
         from unisolo.overfit import check_learning
@@ -295,41 +308,14 @@ def _check_overrides(overrides: Iterable[str]) -> None:
             )
 
 
-def _given(**values: Any) -> dict[str, Any]:
-    """Drop what was not given on the command line, so that the file's values stay."""
-    tree = {}
-    for key, value in values.items():
-        kept = _given(**value) if isinstance(value, dict) else value
-        if kept is not None and kept != {}:
-            tree[key] = kept
-    return tree
-
-
-def _is_main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _print_metrics(metrics: dict[str, float]) -> None:
-    """Print metrics as one table: a row per kind, a column per number."""
+@contextmanager
+def _bar_over_images() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, in a terminal; gives what is called with (done, all)."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    panoptic = {name: value for name, value in metrics.items() if name.startswith("panoptic/")}
-    table = Table(title="Evaluation (percent)")
-    for column in ("", "all", "things", "stuff"):
-        table.add_column(column, justify="left" if not column else "right")
-    for metric in ("PQ", "SQ", "RQ"):
-        if f"panoptic/{metric}" in panoptic:
-            cells = [panoptic[f"panoptic/{metric}{suffix}"] for suffix in ("", "_th", "_st")]
-            table.add_row(f"panoptic {metric}", *map(_percent, cells))
-    for kind in ("bbox", "segm"):
-        for suffix in ("AP", "AP50", "AP75", "APs", "APm", "APl"):
-            if f"{kind}/{suffix}" in metrics:
-                table.add_row(f"{kind} {suffix}", _percent(metrics[f"{kind}/{suffix}"]), "", "")
-    console.print(table)
-
-
-def _percent(value: float) -> str:
-    """One decimal; a dash where there is no ground truth to score (NaN)."""
-    return f"{value:.1f}" if value == value else "-"
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("")
+        yield lambda done, total: progress.update(bar, completed=done, total=total)

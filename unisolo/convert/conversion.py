@@ -164,10 +164,11 @@ def _convert(
     task: str,
     where: str,
 ) -> _Converted:
-    if "stuff" in get_task(task).requires:
+    heads = [name.removesuffix("_logits") for name in sorted(get_task(task).heads)]
+    if heads:
         raise ConversionError(
-            f"task {task!r} needs a stuff branch, which SOLOv2's checkpoints do not have; convert "
-            "for task 'instance'"
+            f"task {task!r} needs a {' and a '.join(heads)} branch, which SOLOv2's checkpoints do "
+            "not have; convert for task 'instance'"
         )
     state = modern_offsets(state)
     form = _format(state, source_format, where)

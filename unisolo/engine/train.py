@@ -278,7 +278,7 @@ def _evaluate(run: Run, dataset: Any, log: RunLogger, stop: StopRequest) -> None
     shipped.train(mode)
     run.evaluated = run.step
     log.log(run.step, run.metrics)
-    names = _headline(run.metrics)
+    names = _headline(run.task, run.metrics)
     scores = "  ".join(f"{name} {run.metrics[name]:.1f}" for name in names)
     log.say(f"evaluation at step {run.step}: {scores}  ({time.monotonic() - begin:.0f} s)")
     score = run.metrics[names[0]]
@@ -289,10 +289,15 @@ def _evaluate(run: Run, dataset: Any, log: RunLogger, stop: StopRequest) -> None
             save_model(run.model, path, state_dict=shipped.state_dict())
 
 
-def _headline(metrics: dict[str, float]) -> list[str]:
-    """The metrics to show in one line; the first decides which weights are best."""
-    names = ("panoptic/PQ", "segm/AP", "bbox/AP")
-    return [name for name in names if name in metrics]
+def _headline(task: TaskAdapter, metrics: dict[str, float]) -> tuple[str, ...]:
+    """The task's headline; an error if its evaluators do not give it."""
+    absent = set(task.headline) - set(metrics)
+    if absent or not task.headline:
+        raise ValueError(
+            f"task '{task.name}' names {sorted(absent)} in its headline, but its evaluators give "
+            f"{sorted(metrics)}"
+        )
+    return task.headline
 
 
 class _Meter:

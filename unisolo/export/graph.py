@@ -71,10 +71,14 @@ class ExportGraph(nn.Module):
         self._settings = settings
         self._num_things = model.categories.num_things
         self._num_stuff = model.categories.num_stuff
-        requires, self._has_masks = get_task(task).requires, get_task(task).has_masks
-        if not requires <= {"things", "stuff"}:
-            raise ValueError(f"task {task!r} cannot be exported: only things and stuff can")
-        self._panoptic = "stuff" in requires
+        heads, self._has_masks = get_task(task).heads, get_task(task).has_masks
+        if not heads <= {"stuff_logits"}:
+            raise ValueError(
+                f"task {task!r} cannot be exported: graphs have no place for the output of its "
+                f"heads {sorted(heads)}; export the same checkpoint for task 'instance', or write "
+                "them in unisolo/export/graph.py"
+            )
+        self._panoptic = "stuff_logits" in heads
         names = ["scores", "labels", "count", "boxes"]
         if size == "stride4":
             names += ["mask_probs", "cells", "stage_counts", "top_probs", "top_labels"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +23,22 @@ from unisolo.losses.assign import one_object_per_cell as keep_one_object_per_cel
 from unisolo.losses.functional import dice_loss, sigmoid_focal_loss
 from unisolo.structures import MASK_STRIDE, GridSpec, Outputs, Target
 
-__all__ = ["MAX_POSITIVES", "loss_counts", "solo_losses"]
+__all__ = ["MAX_POSITIVES", "LossOptions", "loss_counts", "solo_losses"]
 
 MAX_POSITIVES = 2000
 """Default of the most (cell, object) pairs whose masks one image trains."""
+
+
+class LossOptions(TypedDict, total=False):
+    """Settings that `solo_losses` and `loss_counts` share; tasks hand them on.
+
+    Attributes:
+        one_object_per_cell: See `solo_losses`.
+        max_positives: Likewise.
+    """
+
+    one_object_per_cell: bool
+    max_positives: int
 
 
 def solo_losses(

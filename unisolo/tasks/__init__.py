@@ -12,7 +12,8 @@ __all__ = ["TASKS", "TaskAdapter", "get_task"]
 TASKS: dict[str, type[TaskAdapter]] = {
     task.name: task for task in (PanopticTask, InstanceTask, DetectionTask)
 }
-"""Every task by name. A new task is one line here."""
+"""Every task by name. A new task is one line here, or in the module that defines it:
+`TASKS["semantic"] = SemanticTask` (docs/tasks.md)."""
 
 
 def get_task(name: str) -> type[TaskAdapter]:
@@ -24,4 +25,7 @@ def get_task(name: str) -> type[TaskAdapter]:
     try:
         return TASKS[name]
     except KeyError:
-        raise ValueError(f"unknown task {name!r}; choose from {', '.join(TASKS)}") from None
+        raise ValueError(
+            f"unknown task {name!r}; choose from {', '.join(TASKS)}. A task from outside the "
+            "package is known once the module that adds it to unisolo.tasks.TASKS is imported"
+        ) from None

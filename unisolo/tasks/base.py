@@ -14,16 +14,31 @@ import torch
 from torch import Tensor, nn
 
 from unisolo.categories import Categories
-from unisolo.losses.core import MAX_POSITIVES, loss_counts, solo_losses
+from unisolo.losses.core import LossOptions, loss_counts, solo_losses
 from unisolo.ops.masks import upsample_masks
 from unisolo.results import Result
 from unisolo.structures import GridSpec, ImageMeta, Instances, Outputs, Target
 from unisolo.tasks.explained import explain_instances, host_facts
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from unisolo.evaluation.base import Evaluator
 
 __all__ = ["TaskAdapter", "instance_results"]
+
+_INSTANCE_THRESHOLDS = frozenset(
+    {
+        "candidate_threshold",
+        "mask_threshold",
+        "max_candidates",
+        "max_instances",
+        "nms_kernel",
+        "nms_sigma",
+        "pre_nms",
+        "update_threshold",
+    }
+)
 
 
 class TaskAdapter(ABC):
@@ -35,14 +50,21 @@ class TaskAdapter(ABC):
     Attributes:
         name: Key in `TASKS`, value of `Config.task`.
         requires: What a data set must provide ("things", "stuff") to train this task.
+        heads: Keys of what `build_heads` returns. A model answers every task whose heads it has.
         loss_weights: Default weight of each loss that `losses` returns (SOLOv2: mask 3, category
             1).
+        headline: The metrics to show in one line; the first decides which weights are best.
+        thresholds: Names of the `unisolo.thresholds.Thresholds` that change this task's answer;
+            a call that gives another is refused.
         has_masks: Whether results carry masks.
     """
 
     name: ClassVar[str]
     requires: ClassVar[frozenset[str]] = frozenset({"things"})
+    heads: ClassVar[frozenset[str]] = frozenset()
     loss_weights: ClassVar[dict[str, float]] = {"loss_category": 1.0, "loss_mask": 3.0}
+    headline: ClassVar[tuple[str, ...]] = ("segm/AP", "bbox/AP")
+    thresholds: ClassVar[frozenset[str]] = _INSTANCE_THRESHOLDS
     has_masks: ClassVar[bool] = True
 
     def __init__(self, categories: Categories) -> None:
@@ -56,6 +78,8 @@ class TaskAdapter(ABC):
     def build_heads(self, *, trunk_channels: int, stuff_channels: int) -> dict[str, nn.Module]:
         """Return the task's own heads by the name their output takes in `Outputs.extras`.
 
+        A head is called as `head(pyramid, trunk)` with P2..P6 and the mask branch's trunk.
+
         Args:
             trunk_channels: Channels of the mask branch's trunk, which a head may read.
             stuff_channels: Width of a semantic head.
@@ -68,9 +92,8 @@ class TaskAdapter(ABC):
         targets: Sequence[Target],
         grid: GridSpec,
         *,
-        one_object_per_cell: bool = True,
-        max_positives: int = MAX_POSITIVES,
         counts: Mapping[str, Tensor] | None = None,
+        **options: Unpack[LossOptions],
     ) -> dict[str, Tensor]:
         """Return unweighted scalar losses by name, finite also where a batch holds no object.
 
@@ -78,28 +101,18 @@ class TaskAdapter(ABC):
             outputs: Raw outputs for the batch.
             targets: One per image, maps padded to the batch's size.
             grid: The model's grids.
-            one_object_per_cell: See `unisolo.losses.core.solo_losses`.
-            max_positives: Likewise.
             counts: From `loss_counts`, summed over all parts of a batch that is split; None = the
                 batch is whole.
+            **options: For `unisolo.losses.core.solo_losses`.
         """
-        return solo_losses(
-            outputs,
-            targets,
-            grid,
-            one_object_per_cell=one_object_per_cell,
-            max_positives=max_positives,
-            counts=counts,
-        )
+        return solo_losses(outputs, targets, grid, counts=counts, **options)
 
     def loss_counts(
         self,
         targets: Sequence[Target],
         grid: GridSpec,
         image_size: tuple[int, int],
-        *,
-        one_object_per_cell: bool = True,
-        max_positives: int = MAX_POSITIVES,
+        **options: Unpack[LossOptions],
     ) -> dict[str, Tensor]:
         """Return what each loss is divided by, as int64 scalars under the losses' names.
 
@@ -110,16 +123,9 @@ class TaskAdapter(ABC):
             targets: One per image, maps padded to `image_size`.
             grid: The model's grids.
             image_size: (H, W) of the padded batch.
-            one_object_per_cell: As for `losses`.
-            max_positives: As for `losses`.
+            **options: As for `losses`.
         """
-        return loss_counts(
-            targets,
-            grid,
-            image_size,
-            one_object_per_cell=one_object_per_cell,
-            max_positives=max_positives,
-        )
+        return loss_counts(targets, grid, image_size, **options)
 
     def postprocess(
         self,

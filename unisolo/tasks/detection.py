@@ -16,6 +16,7 @@ class DetectionTask(TaskAdapter):
     """Boxes from masks, scored by bbox AP; same network and losses as instance segmentation."""
 
     name = "detection"
+    headline = ("bbox/AP",)
     has_masks = False
 
     def make_evaluators(self, dataset: Any, *, backend: str = "hotcoco") -> list[Evaluator]:

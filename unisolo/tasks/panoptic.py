@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unisolo.categories import Categories, Category
-from unisolo.losses.core import MAX_POSITIVES
+from unisolo.losses.core import LossOptions
 from unisolo.losses.stuff import scored_pixels, stuff_loss
 from unisolo.models.stuff_head import StuffHead
 from unisolo.ops.panoptic import PanopticMerge, merge_panoptic, segment_stuff
@@ -20,6 +20,8 @@ from unisolo.tasks.base import TaskAdapter
 from unisolo.tasks.explained import explain_panoptic
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from unisolo.evaluation.base import Evaluator
 
 __all__ = ["PanopticTask"]
@@ -30,8 +32,15 @@ class PanopticTask(TaskAdapter):
 
     name = "panoptic"
     requires = frozenset({"things", "stuff"})
+    heads = frozenset({"stuff_logits"})
     # 0.5 for the semantic branch is Panoptic FPN's (arXiv 1901.02446, section 4).
     loss_weights = {**TaskAdapter.loss_weights, "loss_stuff": 0.5}  # noqa: RUF012
+    headline = ("panoptic/PQ", *TaskAdapter.headline)
+    thresholds = TaskAdapter.thresholds | {
+        "panoptic_overlap_threshold",
+        "panoptic_score_threshold",
+        "stuff_area_threshold",
+    }
 
     def build_heads(self, *, trunk_channels: int, stuff_channels: int) -> dict[str, nn.Module]:
         """Return the stuff branch: logits of every stuff category and of "any thing"."""
@@ -47,19 +56,11 @@ class PanopticTask(TaskAdapter):
         targets: Sequence[Target],
         grid: GridSpec,
         *,
-        one_object_per_cell: bool = True,
-        max_positives: int = MAX_POSITIVES,
         counts: Mapping[str, Tensor] | None = None,
+        **options: Unpack[LossOptions],
     ) -> dict[str, Tensor]:
         """See the base class; adds `loss_stuff`."""
-        losses = super().losses(
-            outputs,
-            targets,
-            grid,
-            one_object_per_cell=one_object_per_cell,
-            max_positives=max_positives,
-            counts=counts,
-        )
+        losses = super().losses(outputs, targets, grid, counts=counts, **options)
         losses["loss_stuff"] = stuff_loss(
             outputs.extras["stuff_logits"],
             targets,
@@ -72,18 +73,10 @@ class PanopticTask(TaskAdapter):
         targets: Sequence[Target],
         grid: GridSpec,
         image_size: tuple[int, int],
-        *,
-        one_object_per_cell: bool = True,
-        max_positives: int = MAX_POSITIVES,
+        **options: Unpack[LossOptions],
     ) -> dict[str, Tensor]:
         """See the base class; adds the pixels of `loss_stuff`."""
-        counts = super().loss_counts(
-            targets,
-            grid,
-            image_size,
-            one_object_per_cell=one_object_per_cell,
-            max_positives=max_positives,
-        )
+        counts = super().loss_counts(targets, grid, image_size, **options)
         counts["loss_stuff"] = scored_pixels(targets, image_size)
         return counts
 
