@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from unisolo.cli.common import app
-from unisolo.cli.running import compare, doctor, evaluate, predict, train
+from unisolo.cli.running import compare, doctor, evaluate, predict
+from unisolo.cli.training import train
 from unisolo.cli.transfer import convert, export, models, quantize
 
 __all__ = [

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-import re
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unisolo.cli.common import DebugOption, TaskOption, app, friendly
+from unisolo.cli.common import (
+    MODELS,
+    DebugOption,
+    JsonOption,
+    TaskOption,
+    answer,
+    app,
+    examples,
+    friendly,
+    parse_size,
+    table_console,
+)
+from unisolo.cli.completion import complete_settings
 
 if TYPE_CHECKING:
     from unisolo.categories import Categories
     from unisolo.config import Config
+    from unisolo.export import ExportReport
 
 __all__ = ["convert", "export", "models", "quantize"]
+
+_FORM, _CHECK = "Form of the file", "Comparison with the model"
 
 
 class FormatChoice(str, Enum):
@@ -40,27 +55,36 @@ class ImageChoice(str, Enum):
     float32 = "float32"
 
 
-@app.command()
+@app.command(
+    rich_help_panel=MODELS,
+    epilog=examples(
+        "unisolo models", "unisolo models r50", "unisolo models --json | jq '.[].name'"
+    ),
+)
 @friendly
 def models(
     filter: Annotated[str, typer.Argument(help="Text in a name, source or licence.")] = "",
-    json: Annotated[bool, typer.Option("--json", help="All facts, for programs.")] = False,
+    as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """List published weights that have a name here: source, licence, accuracy, cached or not.
 
     A name is taken wherever a checkpoint is: evaluate, predict, export, Predictor, load_model.
-
-    Example: unisolo models r50
     """
     from unisolo.zoo import list_models, print_models
 
     if not list_models(filter):
         raise ValueError(f"no model has {filter!r} in its name, source or licence")
-    print_models(filter, json=json)
+    print_models(filter, json=as_json)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=MODELS,
+    epilog=examples(
+        "unisolo convert solov2_r50_fpn_3x_coco.pth --out solov2_r50.safetensors",
+        "unisolo convert mine.pth --out mine.safetensors --categories instances_val2017.json",
+    ),
+)
 @friendly
 def convert(
     source: Annotated[Path, typer.Argument(help="A .pth, .pt or .safetensors file of SOLOv2.")],
@@ -73,10 +97,7 @@ def convert(
     ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Convert a SOLOv2 checkpoint of SOLO, mmdetection or AdelaiDet; nothing in it is executed.
-
-    Example: unisolo convert solov2_r50_fpn_3x_coco.pth --out solov2_r50.safetensors
-    """
+    """Convert a SOLOv2 checkpoint of SOLO, mmdetection or AdelaiDet; nothing in it is executed."""
     from unisolo.convert import convert_checkpoint
 
     names = None if categories is None else _read_categories(categories)
@@ -90,7 +111,15 @@ def convert(
     typer.echo(f"{report.tensors} tensors: {report.path}")
 
 
-@app.command()
+@app.command(
+    rich_help_panel=MODELS,
+    epilog=examples(
+        "unisolo export runs/my_data/model.safetensors --out model.onnx",
+        "unisolo export model.safetensors --out model.onnx --size input --fixed 448x768",
+        "unisolo export model.safetensors --out model.xml --precision fp16 --images photos/",
+        "unisolo export model.int8.onnx --out model.int8.xml",
+    ),
+)
 @friendly
 def export(
     checkpoint: Annotated[
@@ -102,74 +131,110 @@ def export(
         typer.Argument(
             help="Settings of inference.* and data.*, e.g. inference.max_instances=50",
             metavar="[KEY=VALUE]...",
+            autocompletion=complete_settings,
         ),
     ] = None,
-    format: Annotated[
-        FormatChoice | None, typer.Option(help="Default: by the ending of OUT.")
-    ] = None,
     task: TaskOption = None,
+    format: Annotated[
+        FormatChoice | None,
+        typer.Option(help="Default: by the ending of OUT.", rich_help_panel=_FORM),
+    ] = None,
     size: Annotated[
         str,
-        typer.Option(help="Of masks and maps: stride4 (for Predictor), input (final), or HxW."),
+        typer.Option(
+            help="Of masks and maps: stride4 (for Predictor), input (final), or HxW.",
+            rich_help_panel=_FORM,
+        ),
     ] = "stride4",
     precision: Annotated[
-        PrecisionChoice, typer.Option(help="Of the network; the post-process stays fp32.")
+        PrecisionChoice,
+        typer.Option(help="Of the network; the post-process stays fp32.", rich_help_panel=_FORM),
     ] = PrecisionChoice.fp32,
     images_as: Annotated[
-        ImageChoice, typer.Option(help="Kind of the image input, 0..255.")
+        ImageChoice,
+        typer.Option(help="Kind of the image input, 0..255.", rich_help_panel=_FORM),
     ] = ImageChoice.uint8,
     fixed: Annotated[
-        str | None, typer.Option(help="HxW of the input, multiples of 32. Default: free.")
+        str | None,
+        typer.Option(
+            help="HxW of the input, multiples of 32. Default: free.", rich_help_panel=_FORM
+        ),
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images per run. Default: free.")] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images per run. Default: free.", rich_help_panel=_FORM),
+    ] = None,
     verify: Annotated[
-        bool, typer.Option(help="Compare the file with the checkpoint on images.")
+        bool,
+        typer.Option(
+            help="Compare the file with the checkpoint on images.", rich_help_panel=_CHECK
+        ),
     ] = True,
     images: Annotated[
         Path | None,
-        typer.Option(help="Folder to compare on. Default: the val images, or generated scenes."),
+        typer.Option(
+            help="Folder to compare on. Default: the val images, or generated scenes.",
+            rich_help_panel=_CHECK,
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Most images to compare on.")] = 8,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Most images to compare on.", rich_help_panel=_CHECK)
+    ] = 8,
+    as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Export a model with Matrix NMS and the panoptic merge inside, and compare it with eager.
+    """Export a model with Matrix NMS and the panoptic merge inside, and compare it with the model.
 
     Thresholds become constants: change them here, e.g. inference.max_instances=50. If the
     comparison fails the exit code is 1; the file stays for inspection.
-
-    Example: unisolo export model.safetensors --out model.onnx --size input
     """
     from unisolo.export import convert_graph, export_checkpoint
     from unisolo.graphs import is_graph
     from unisolo.zoo import load_model
 
-    if is_graph(checkpoint):
-        changed = (task, fixed, batch, overrides, images)
-        defaults = size == "stride4" and precision.value == "fp32" and images_as.value == "uint8"
-        if any(changed) or not defaults:
-            raise ValueError(
-                f"{checkpoint} is exported already; only its format can change (.onnx to .xml)"
+    with answer(as_json) as found:
+        if is_graph(checkpoint):
+            changed = (task, fixed, batch, overrides, images)
+            defaults = (
+                size == "stride4" and precision.value == "fp32" and images_as.value == "uint8"
             )
-        report = convert_graph(checkpoint, out)
-        typer.echo(f"{report.path}: {report.facts.task}, {report.facts.precision}")
-        return
-    model = load_model(checkpoint, task=task)
-    place, paths = "generated scenes", list[Path]()
-    if verify:
-        place, paths = _images(images, limit, model.config)
-    report = export_checkpoint(
-        model,
-        out,
-        format=None if format is None else format.value,
-        task=task,
-        size="stride4" if size == "stride4" else "input" if size == "input" else _pair(size),
-        precision=precision.value,
-        image_dtype=images_as.value,
-        batch=batch,
-        image_size=None if fixed is None else _pair(fixed),
-        overrides=overrides or (),
-        images=list(paths) if verify else None,
-    )
+            if any(changed) or not defaults:
+                raise ValueError(
+                    f"{checkpoint} is exported already; only its format can change (.onnx to .xml)"
+                )
+            report = convert_graph(checkpoint, out)
+            typer.echo(f"{report.path}: {report.facts.task}, {report.facts.precision}")
+            found |= _export_facts(report)
+            return
+        model = load_model(checkpoint, task=task)
+        place, paths = "generated scenes", list[Path]()
+        if verify:
+            place, paths = _images(images, limit, model.config)
+        report = export_checkpoint(
+            model,
+            out,
+            format=None if format is None else format.value,
+            task=task,
+            size=(
+                "stride4"
+                if size == "stride4"
+                else "input"
+                if size == "input"
+                else parse_size(size, "--size")
+            ),
+            precision=precision.value,
+            image_dtype=images_as.value,
+            batch=batch,
+            image_size=None if fixed is None else parse_size(fixed, "--fixed"),
+            overrides=overrides or (),
+            images=list(paths) if verify else None,
+        )
+        found |= _export_facts(report)
+        _tell_export(report, place)
+
+
+def _tell_export(report: ExportReport, place: str) -> None:
+    """Say what was exported; exit with 1 if it does not agree with the model."""
     typer.echo(
         f"{report.path}: {report.facts.task}, {report.facts.precision}, "
         f"{report.size / 2**20:.1f} MiB, {report.seconds:.0f} s"
@@ -182,7 +247,26 @@ def export(
         raise typer.Exit(1)
 
 
-@app.command()
+def _export_facts(report: ExportReport) -> dict[str, Any]:
+    return {
+        "out": report.path,
+        "task": report.facts.task,
+        "precision": report.facts.precision,
+        "outputs": list(report.facts.outputs),
+        "bytes": report.size,
+        "seconds": report.seconds,
+        "difference": None if report.difference is None else asdict(report.difference),
+        "passed": report.passed,
+    }
+
+
+@app.command(
+    rich_help_panel=MODELS,
+    epilog=examples(
+        "unisolo quantize model.onnx --calibration data/train2017 --out model.int8.onnx",
+        "unisolo quantize model.onnx --calibration photos/ --out small.onnx --data my_data",
+    ),
+)
 @friendly
 def quantize(
     source: Annotated[Path, typer.Argument(help="An exported fp32 .onnx file.")],
@@ -197,7 +281,7 @@ def quantize(
 ) -> None:
     """Make an int8 file: convolutions in 8 bits, the post-process in fp32.
 
-    Example: unisolo quantize model.onnx --calibration data/train2017 --out model.int8.onnx
+    With --data both files are evaluated on it, and what the smaller one costs is shown.
     """
     from unisolo.export.accuracy import compare_accuracy
     from unisolo.export.quantize import quantize_onnx
@@ -217,16 +301,15 @@ def quantize(
     )
     if data is None:
         return
-    from rich.console import Console
     from rich.table import Table
 
     change = compare_accuracy(source, out, data, split=split)
-    table = Table(title="Accuracy (percent)")
+    table = Table(title="Accuracy (percent)", title_justify="left")
     for column in ("", "before", "int8", "change"):
         table.add_column(column, justify="right" if column else "left")
     for name, before, after, difference in change.rows():
         table.add_row(name, f"{before:.2f}", f"{after:.2f}", f"{difference:+.2f}")
-    Console().print(table)
+    table_console().print(table)
 
 
 def _images(folder: Path | None, limit: int, config: Config | None) -> tuple[str, list[Path]]:
@@ -240,14 +323,6 @@ def _images(folder: Path | None, limit: int, config: Config | None) -> tuple[str
         return "generated scenes", []
     paths = find_images(folder)[:limit]
     return f"{len(paths)} images of {folder}", paths
-
-
-def _pair(text: str) -> tuple[int, int]:
-    """Read "448x768": height, then width."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if match is None:
-        raise ValueError(f"{text!r} is no size: give HEIGHTxWIDTH, e.g. 448x768")
-    return int(match[1]), int(match[2])
 
 
 def _read_categories(path: Path) -> Categories:
