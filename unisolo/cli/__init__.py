@@ -5,7 +5,8 @@ from __future__ import annotations
 from unisolo.cli.common import app
 from unisolo.cli.running import compare, doctor, evaluate, predict
 from unisolo.cli.training import train
-from unisolo.cli.transfer import convert, export, models, quantize
+from unisolo.cli.transfer import export, quantize
+from unisolo.cli.weights import convert, models
 
 __all__ = [
     "app",

@@ -1,4 +1,4 @@
-"""Commands that bring models in and out: the model table, foreign checkpoints, exported graphs."""
+"""Commands that write exported graphs: any format, and int8."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ from unisolo.cli.common import (
 from unisolo.cli.completion import complete_settings
 
 if TYPE_CHECKING:
-    from unisolo.categories import Categories
     from unisolo.config import Config
     from unisolo.export import ExportReport
 
-__all__ = ["convert", "export", "models", "quantize"]
+__all__ = ["export", "quantize"]
 
 _FORM, _CHECK = "Form of the file", "Comparison with the model"
 
@@ -53,62 +52,6 @@ class ImageChoice(str, Enum):
 
     uint8 = "uint8"
     float32 = "float32"
-
-
-@app.command(
-    rich_help_panel=MODELS,
-    epilog=examples(
-        "unisolo models", "unisolo models r50", "unisolo models --json | jq '.[].name'"
-    ),
-)
-@friendly
-def models(
-    filter: Annotated[str, typer.Argument(help="Text in a name, source or licence.")] = "",
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """List published weights that have a name here: source, licence, accuracy, cached or not.
-
-    A name is taken wherever a checkpoint is: evaluate, predict, export, Predictor, load_model.
-    """
-    from unisolo.zoo import list_models, print_models
-
-    if not list_models(filter):
-        raise ValueError(f"no model has {filter!r} in its name, source or licence")
-    print_models(filter, json=as_json)
-
-
-@app.command(
-    rich_help_panel=MODELS,
-    epilog=examples(
-        "unisolo convert solov2_r50_fpn_3x_coco.pth --out solov2_r50.safetensors",
-        "unisolo convert mine.pth --out mine.safetensors --categories instances_val2017.json",
-    ),
-)
-@friendly
-def convert(
-    source: Annotated[Path, typer.Argument(help="A .pth, .pt or .safetensors file of SOLOv2.")],
-    out: Annotated[Path, typer.Option(help="The checkpoint to write, model.safetensors.")],
-    source_format: Annotated[
-        str, typer.Option("--format", help="auto, solo, mmdetection or adelaidet.")
-    ] = "auto",
-    categories: Annotated[
-        Path | None, typer.Option(help="COCO annotation file that names the classes.")
-    ] = None,
-    debug: DebugOption = False,
-) -> None:
-    """Convert a SOLOv2 checkpoint of SOLO, mmdetection or AdelaiDet; nothing in it is executed."""
-    from unisolo.convert import convert_checkpoint
-
-    names = None if categories is None else _read_categories(categories)
-    report = convert_checkpoint(source, out, categories=names, source_format=source_format)
-    typer.echo(f"{report.source}: {report.format}, {report.variant}")
-    typer.echo(f"classes: {report.class_names}")
-    for ignored in report.ignored:
-        typer.echo(f"left out: {ignored}")
-    for warning in report.warnings:
-        typer.secho(f"warning: {warning}", fg="yellow", err=True)
-    typer.echo(f"{report.tensors} tensors: {report.path}")
 
 
 @app.command(
@@ -323,18 +266,3 @@ def _images(folder: Path | None, limit: int, config: Config | None) -> tuple[str
         return "generated scenes", []
     paths = find_images(folder)[:limit]
     return f"{len(paths)} images of {folder}", paths
-
-
-def _read_categories(path: Path) -> Categories:
-    from unisolo.categories import Categories
-    from unisolo.reading import file_problem, parse_json
-
-    problem = file_problem(path, "annotation file")
-    if problem is not None:
-        raise ValueError(f"{path}: {problem}")
-    try:
-        tree = parse_json(path.read_bytes())
-        entries = tree["categories"] if isinstance(tree, dict) else tree
-        return Categories.from_coco(entries)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: holds no COCO categories ({error})") from None
