@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from unisolo.cli.common import app
+from unisolo.cli.demo import demo
+from unisolo.cli.generating import shapes
+from unisolo.cli.measuring import benchmark
 from unisolo.cli.running import compare, doctor, evaluate, predict
 from unisolo.cli.training import train
 from unisolo.cli.transfer import export, quantize
@@ -10,13 +13,16 @@ from unisolo.cli.weights import convert, models
 
 __all__ = [
     "app",
+    "benchmark",
     "compare",
     "convert",
+    "demo",
     "doctor",
     "evaluate",
     "export",
     "models",
     "predict",
     "quantize",
+    "shapes",
     "train",
 ]

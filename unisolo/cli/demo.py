@@ -1,0 +1,60 @@
+"""The command that shows a checkpoint in the browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unisolo.cli.common import DebugOption, TaskOption, app, friendly
+
+__all__ = ["demo"]
+
+
+@app.command()
+@friendly
+def demo(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="A model.safetensors, an exported graph, or a model's name. Default: the newest "
+            "run in runs/."
+        ),
+    ] = None,
+    task: TaskOption = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 = let others in.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Default: the first free from 7860.")
+    ] = None,
+    examples: Annotated[
+        Path | None, typer.Option(help="Folder with pictures to offer on the page.")
+    ] = None,
+    browser: Annotated[
+        bool, typer.Option("--browser", help="Open the page in this machine's browser.")
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Show what a checkpoint sees in your pictures, on a page in the browser.
+
+    One forward pass per picture: tasks, thresholds and categories change without another. Nothing
+    leaves this machine.
+
+    Example: unisolo demo --checkpoint runs/quickstart/model.safetensors
+    """
+    from unisolo.demo import find_checkpoint, serve
+
+    serve(
+        find_checkpoint() if checkpoint is None else checkpoint,
+        task=task,
+        device=device,
+        host=host,
+        port=port,
+        examples=examples,
+        open_browser=browser,
+        say=typer.echo,
+        warn=lambda sentence: typer.secho(sentence, fg="yellow", err=True),
+    )

@@ -1,0 +1,258 @@
+"""The page: controls on the left, the picture and what was found in it on the right."""
+
+from __future__ import annotations
+
+import html
+import logging
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import gradio as gr
+
+from unisolo.demo.answers import Answers, Choice
+
+__all__ = ["build_page", "look"]
+
+_DEVICE = {"concurrency_id": "device", "concurrency_limit": 1, "api_visibility": "private"}
+_NAMES = {
+    "panoptic": ("Everything", "panoptic"),
+    "instance": ("Objects", "instance"),
+    "detection": ("Boxes", "detection"),
+}
+_CACHE_AGE = 3600
+_log = logging.getLogger("unisolo.demo")
+
+
+def look() -> dict[str, Any]:
+    """Theme and style sheet, as `launch` takes them: fonts of the reader's system, nothing else."""
+    fonts = [gr.themes.utils.fonts.Font(name) for name in _FONTS]
+    theme = gr.themes.Base(
+        primary_hue="teal",
+        neutral_hue="slate",
+        radius_size="md",
+        font=fonts,
+        font_mono=[gr.themes.utils.fonts.Font(name) for name in _MONO],
+    )
+    return {"theme": theme, "css": _asset("page.css")}
+
+
+_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
+_MONO = ("ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
+
+
+def build_page(
+    answers: Answers,
+    checkpoint: Path,
+    uploads: Path,
+    examples: Sequence[Path],
+    say: Callable[[str], None],
+) -> Any:
+    """Build the page.
+
+    Args:
+        answers: Answers the pictures.
+        checkpoint: What is shown, for the header.
+        uploads: The folder that uploads arrive in; pictures from elsewhere are refused.
+        examples: Pictures to click on.
+        say: Told each picture's size and time.
+
+    Returns:
+        The `gradio.Blocks`.
+    """
+    start = answers.start()
+    desk = _Desk(answers, uploads, say)
+    with gr.Blocks(
+        title="unisolo",
+        analytics_enabled=False,
+        fill_width=True,
+        delete_cache=(_CACHE_AGE, _CACHE_AGE),
+    ) as page:
+        key = gr.State(
+            None, time_to_live=_CACHE_AGE, delete_callback=lambda key: answers.store.drop(key)
+        )
+        gr.HTML(_header(answers, checkpoint), elem_id="us-header")
+        with gr.Row(elem_id="us-main"):
+            with gr.Column(scale=0, min_width=340, elem_id="us-side"):
+                picture = gr.Image(
+                    label="Picture",
+                    show_label=False,
+                    type="filepath",
+                    sources=["upload", "webcam", "clipboard"],
+                    buttons=[],
+                    height=230,
+                    placeholder="Drop a picture here\nor click to choose one",
+                    elem_id="us-input",
+                )
+                if examples:
+                    gr.Examples(
+                        [str(path) for path in examples], picture, label="Or try one of these"
+                    )
+                task, controls, stuff = _controls(answers, start)
+            with gr.Column(scale=1, min_width=320, elem_id="us-stage"):
+                viewer = gr.HTML(
+                    None,
+                    html_template=_asset("viewer.html"),
+                    js_on_load=_asset("viewer.js"),
+                    apply_default_css=False,
+                    elem_id="us-viewer",
+                )
+        inputs = [key, task, *controls]
+        picture.change(
+            desk.on_picture,
+            [picture, *inputs],
+            [key, viewer],
+            preprocess=False,
+            trigger_mode="always_last",
+            show_progress="minimal",
+            show_progress_on=viewer,
+            **_DEVICE,
+        )
+        gr.on(
+            [task.change, *(control.input for control in controls)],
+            desk.on_controls,
+            inputs,
+            viewer,
+            preprocess=False,
+            trigger_mode="always_last",
+            show_progress="hidden",
+            **_DEVICE,
+        )
+        viewer.toggle(
+            desk.on_toggle,
+            inputs,
+            viewer,
+            preprocess=False,
+            trigger_mode="always_last",
+            show_progress="hidden",
+            **_DEVICE,
+        )
+        task.change(
+            lambda name: [gr.update(visible=name == "panoptic")] * len(stuff),
+            task,
+            stuff,
+            queue=False,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+    return page
+
+
+def _controls(answers: Answers, start: Choice) -> tuple[Any, list[Any], list[Any]]:
+    """Make the task switch, the sliders in the order of `Choice`, and those of panoptic alone."""
+    task = gr.Radio(
+        [(_NAMES.get(name, (name,))[0], name) for name in answers.tasks],
+        value=start.task,
+        label="Find",
+        elem_id="us-task",
+    )
+    score = gr.Slider(
+        0.0, 1.0, start.min_score, step=0.01, label="Minimum score", elem_id="us-score", buttons=[]
+    )
+    with gr.Accordion("More settings", open=False, elem_id="us-more"):
+        free = not answers.selection_is_fixed
+        mask = gr.Slider(
+            0.05, 0.95, start.mask_threshold, step=0.05, label="Mask threshold",
+            info="Higher: tighter masks", visible=free, buttons=[],
+        )  # fmt: skip
+        candidate = gr.Slider(
+            0.01, 0.9, start.candidate_threshold, step=0.01, label="Candidate threshold",
+            info="Lower: more faint objects are looked at", visible=free, buttons=[],
+        )  # fmt: skip
+        panoptic = start.task == "panoptic"
+        overlap = gr.Slider(
+            0.0, 1.0, start.panoptic_overlap_threshold, step=0.05, label="Hidden share",
+            info="Objects covered more than this are left out", visible=panoptic, buttons=[],
+        )  # fmt: skip
+        area = gr.Slider(
+            0, max(16384, start.stuff_area_threshold), start.stuff_area_threshold, step=16,
+            label="Smallest region", info="Pixels of the picture", visible=panoptic, buttons=[],
+        )  # fmt: skip
+        if not free and not any(name == "panoptic" for name in answers.tasks):
+            gr.Markdown("The other thresholds are constants of this exported graph.")
+    return task, [score, mask, candidate, overlap, area], [overlap, area]
+
+
+class _Desk:
+    """What happens on each event. Every answer is a state of the viewer, also when it fails."""
+
+    def __init__(self, answers: Answers, uploads: Path, say: Callable[[str], None]) -> None:
+        self._answers = answers
+        self._uploads = uploads.resolve()
+        self._say = say
+
+    def on_picture(
+        self, upload: dict[str, Any] | None, key: str | None, *values: Any
+    ) -> tuple[str | None, dict[str, Any] | None]:
+        """A picture came, or went (None)."""
+        self._answers.store.drop(key)
+        if upload is None:
+            return None, None
+        taken = None
+
+        def answer() -> dict[str, Any]:
+            nonlocal taken
+            path = Path(str(upload["path"])).resolve()
+            if self._uploads not in path.parents:
+                raise ValueError("This picture was not uploaded here.")
+            begin = perf_counter()
+            taken = self._answers.take(path, Path(upload.get("orig_name") or path.name).name)
+            shown = self._answers.show(taken, Choice(*values))
+            height, width = shown["size"]
+            self._say(f"picture {width} x {height}: {perf_counter() - begin:.2f} s")
+            return shown
+
+        state = self._guarded(answer)
+        return taken, state
+
+    def on_controls(self, key: str | None, *values: Any) -> dict[str, Any] | None:
+        """A control moved."""
+        if key is None:
+            return None
+        return self._guarded(lambda: self._answers.show(key, Choice(*values)))
+
+    def on_toggle(
+        self, key: str | None, event: gr.EventData, *values: Any
+    ) -> dict[str, Any] | None:
+        """Categories were switched on or off in the legend."""
+        if key is None:
+            return None
+
+        def answer() -> dict[str, Any]:
+            kept = self._answers.store.get(key)
+            kept.hidden = frozenset(int(number) for number in event.hidden)
+            return self._answers.show(key, Choice(*values))
+
+        return self._guarded(answer)
+
+    def _guarded(self, answer: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        try:
+            return answer()
+        except (ValueError, TypeError, OSError) as error:
+            return {"problem": str(error)}
+        # Whatever else fails, out of memory above all, the page stays in use.
+        except Exception as error:
+            _log.exception("a picture could not be answered")
+            return {
+                "problem": f"This picture could not be answered ({type(error).__name__}); the "
+                "server's output says more."
+            }
+
+
+def _header(answers: Answers, checkpoint: Path) -> str:
+    predictor = answers.predictor
+    categories = predictor.categories
+    parent = f"{checkpoint.parent.name}/" if checkpoint.parent.name else ""
+    facts = [
+        f"{parent}{checkpoint.name}",
+        f"{len(categories)} categories",
+        f"on {predictor.device}",
+    ]
+    chips = "".join(f"<span>{html.escape(fact)}</span>" for fact in facts)
+    return f'<div class="us-brand">{_asset("icon.svg")}<b>unisolo</b></div><div>{chips}</div>'
+
+
+def _asset(name: str) -> str:
+    return (files("unisolo.demo") / "assets" / name).read_text(encoding="utf-8")
