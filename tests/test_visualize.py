@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from unisolo import Categories, Category, Result, Segment
 from unisolo.ops.boxes import masks_to_boxes
 from unisolo.ops.masks import pack_bits
 from unisolo.visualize import draw_grid, draw_panoptic, draw_result, labels
+from unisolo.visualize.fonts import category_name, font_for
 from unisolo.visualize.regions import thing_color
 
 CATEGORIES = Categories(
@@ -127,7 +128,9 @@ def test_stuff_is_calm() -> None:
     result = result_of([], [], panoptic={SKY: sky, ROAD: road})
     picture = pixels(image, result, alpha=0.6, draw_labels=False)
     for mask, label in ((sky, SKY), (road, ROAD)):  # no contour: the same to the very edge
-        expected = blend(image, CATEGORIES[label].color, 0.6 * 0.55)
+        color = np.array(CATEGORIES[label].color)
+        calm = color @ (0.299, 0.587, 0.114) * 0.5 + color * 0.5  # as bright, half as colourful
+        expected = blend(image, calm, 0.6 * 0.55)
         assert np.abs(picture[mask] - expected[mask]).max() <= 1
 
 
@@ -202,14 +205,17 @@ def lab(linear: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("vision", list(VISION))
 def test_the_palette_is_safe_for_colour_blind_eyes(vision: str) -> None:
-    colors = np.array([thing_color(label, 0) for label in range(7)]) / 255
+    colors = np.array([thing_color(label, 0) for label in range(133)]) / 255
     linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
     seen = lab(np.clip(linear @ np.array(VISION[vision]).T, 0, 1))
-    assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > 15
+    apart = np.linalg.norm(seen[:, None] - seen, axis=-1) + 1000 * np.eye(133)
+    assert apart[:12, :12].min() > 16
+    assert apart[:21, :21].min() > 15
+    assert np.diagonal(apart, 1).min() > 15  # neighbours in a long list
 
 
 def test_many_categories_have_valid_colours() -> None:
-    assert len({thing_color(label, 0) for label in range(21)}) == 21
+    assert len({thing_color(label, 0) for label in range(63)}) == 63
     for label, instance in ((0, 999), (1202, 0), (1202, 7)):
         assert all(0 <= value <= 255 for value in thing_color(label, instance))
 
@@ -225,7 +231,13 @@ def scene() -> tuple[np.ndarray, Result]:
 @pytest.mark.parametrize("panoptic", [True, False])
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("alpha", 0.9), ("draw_boxes", True), ("draw_labels", False), ("scale", 2)],
+    [
+        ("alpha", 0.9),
+        ("draw_boxes", True),
+        ("draw_labels", False),
+        ("draw_scores", False),
+        ("scale", 2),
+    ],
 )
 def test_every_argument_changes_the_picture(panoptic: bool, name: str, value: Any) -> None:
     image, result = scene()
@@ -413,6 +425,69 @@ def test_labels_say_name_and_score_and_stuff_only_its_name(monkeypatch: pytest.M
     assert texts == ["dog 0.90", "person 0.40"]
 
 
+def test_instances_may_lie_over_the_maps_stuff_with_texts_and_shades(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image, result = scene()
+    options: dict[str, Any] = {"panoptic": "stuff", "texts": ["dog #7", "person #2"]}
+    picture = pixels(image, result, draw_labels=False, **options)
+    by_map = pixels(image, result, draw_labels=False)
+    sky = result.panoptic_seg.numpy() == 1  # type: ignore[union-attr]
+    assert np.array_equal(picture[sky], by_map[sky])
+    assert not np.array_equal(picture, by_map)  # the instances overlap, the map's things do not
+    texts = [text for text, _ in placed(monkeypatch, image, result, **options)]
+    assert texts == ["dog #7 0.90", "person #2 0.40", "sky"]
+    again = pixels(image, result, draw_labels=False, **options, shades=[5, 10])
+    assert np.array_equal(again, picture)  # five shades, then the first again
+    other = pixels(image, result, draw_labels=False, **options, shades=[1, 0])
+    assert not np.array_equal(other, picture)
+
+
+def test_texts_and_shades_are_one_for_each_instance_drawn() -> None:
+    image, result = scene()
+    with pytest.raises(ValueError, match="1 texts for 2 instances"):
+        draw_result(image, result, panoptic=False, texts=["dog"])
+    with pytest.raises(ValueError, match="3 shades for 2 instances"):
+        draw_result(image, result, panoptic="stuff", shades=[1, 2, 3])
+    with pytest.raises(ValueError, match='give panoptic=False or "stuff"'):
+        draw_result(image, result, texts=["a", "b"])
+
+
+def test_names_that_no_font_can_write_become_ids() -> None:
+    for name in ("dog", "Straße", "tête-à-tête", "θάλασσα"):  # ß and θ: not in Pillow's own font
+        assert category_name(Category(5, name)) == name or font_for(name, 10) is None
+    for name in ("\U0010fffe", "a\nb", "\u0378"):  # never assigned, unprintable, unassigned
+        assert category_name(Category(5, name)) == "category 5"
+    assert font_for("dog 0.90", 10) is not None
+    image = grey(200, 300)
+    text = draw_result(image, named(["\U0010fffe"]), draw_scores=False)
+    assert text.tobytes() == draw_result(image, named(["category 1"]), draw_scores=False).tobytes()
+    given = draw_result(image, named(["x"]), draw_scores=False, texts=["\U0010fffe"])
+    assert given.tobytes() == draw_result(image, named(["?"]), draw_scores=False).tobytes()
+
+
+def test_long_names_are_cut_short_and_keep_their_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = grey(200, 300)
+    ((text, (left, _, right, _)),) = placed(monkeypatch, image, named(["very " * 40]))
+    assert text.startswith("very very")
+    assert text.endswith("... 0.90")
+    assert right - left <= 150
+
+
+def named(names: Sequence[str]) -> Result:
+    """One large instance of each name, in rows."""
+    size, height = (200, 300), 200 // len(names)
+    categories = Categories([Category(n + 1, name) for n, name in enumerate(names)])
+    masks = [
+        rectangle(size, (5, height * n + 5, 295, height * (n + 1) - 5)) for n in range(len(names))
+    ]
+    return replace(
+        result_of(masks, [0] * len(names), size=size),
+        categories=categories,
+        labels=torch.arange(len(names)),
+    )
+
+
 def test_labels_lie_on_what_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
     size = (400, 500)
     ring = rectangle(size, (50, 50, 450, 350)) & ~rectangle(size, (50, 50, 300, 250))  # an L
@@ -453,7 +528,61 @@ def test_labels_stay_in_the_picture_apart_from_each_other(
     covered = sum(rectangle(size, place).astype(int) for place in places)
     assert np.max(covered, initial=0) <= 1
     assert np.mean(covered) <= 0.2
-    assert bool(places) == bool(boxes)
+    for mask in masks:  # no label touches a thing smaller than itself
+        for left, top, right, bottom in places:
+            smaller = mask.sum() < (right - left) * (bottom - top)
+            assert not (smaller and mask[top:bottom, left:right].any())
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 80), st.integers(0, 50), st.integers(1, 60), st.integers(1, 60)),
+        max_size=12,
+    ),
+    st.sampled_from([0.0, 0.5]),
+    st.booleans(),
+)
+def test_only_masks_contours_and_labels_change_and_always_alike(
+    boxes: list[tuple[int, int, int, int]], alpha: float, in_map: bool
+) -> None:
+    masks = [rectangle((60, 90), (x, y, min(x + w, 90), min(y + h, 60))) for x, y, w, h in boxes]
+    result = result_of(masks, [n % 2 for n in range(len(masks))], panoptic={} if in_map else None)
+    image = grey()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        places = [place for _, place in placed(monkeypatch, image, result)]
+    allowed = np.zeros((60, 90), bool)
+    for mask in masks:
+        allowed |= mask
+        if alpha == 0:  # the inside keeps its pixels too
+            inside = mask.copy()
+            for shift in range(-3, 4):
+                for axis in (0, 1):
+                    inside &= np.roll(mask, shift, axis)
+            plain = pixels(image, result_of([mask], [DOG]), alpha=0.0, draw_labels=False)
+            assert np.array_equal(plain[inside], image[inside])
+    for left, top, right, bottom in places:
+        allowed[top:bottom, left:right] = True
+    picture = pixels(image, result, alpha=alpha)
+    assert np.array_equal(picture[~allowed], image[~allowed])
+    assert np.array_equal(picture, pixels(image, result, alpha=alpha))
+
+
+def test_a_label_between_objects_hides_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = (200, 300)  # a chessboard of small things: labels have no place but the gaps
+    dots = [(x, y, x + 12, y + 12) for x in range(4, 290, 16) for y in range(4, 190, 16)]
+    masks = [rectangle(size, box) for box in dots]
+    result = result_of(masks, [DOG] * len(masks), size=size)
+    assert placed(monkeypatch, grey(*size), result) == []
+    ((_, place),) = placed(monkeypatch, grey(*size), result[[0]])
+    assert not masks[0][place[1] : place[3], place[0] : place[2]].any()
+
+
+def test_letters_are_smaller_in_a_crowd_and_never_below_ten_pixels() -> None:
+    assert labels.font_size((640, 480)) == labels.font_size((640, 480), 5) == 11
+    assert labels.font_size((4000, 3000)) == 56
+    assert labels.font_size((4000, 3000), 200) == 34
+    assert labels.font_size((4000, 3000), 10_000) == 28
+    assert labels.font_size((40, 30), 500) == 10
 
 
 def test_a_label_is_white_on_dark() -> None:

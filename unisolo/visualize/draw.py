@@ -1,13 +1,13 @@
 """Masks, contours, boxes and labels over an image, and sheets of several pictures.
 
-Stuff is calm (its own colour, pale, no contour), so that the things stand out. A thing has the
-colour of its category, in a shade of its own, and a thin contour.
+Stuff is calm (its own colour, paler, half as colourful, no contour), so that the things stand out.
+A thing has the colour of its category, in a shade of its own, and a thin contour.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,10 @@ def draw_result(
     alpha: float = 0.5,
     draw_boxes: bool = False,
     draw_labels: bool = True,
-    panoptic: bool | None = None,
+    draw_scores: bool = True,
+    panoptic: bool | Literal["stuff"] | None = None,
+    texts: Sequence[str] | None = None,
+    shades: Sequence[int] | None = None,
     scale: int = 1,
 ) -> Image.Image:
     """Draw a result over its image.
@@ -53,9 +56,16 @@ def draw_result(
         result: From any task. Of a result without masks the boxes are drawn.
         alpha: Opacity of masks, 0 (contours only) to 1.
         draw_boxes: Draw the boxes of the things as well.
-        draw_labels: Write name and score of each thing, and the names of stuff.
-        panoptic: True = draw the panoptic map, False = the instances (which may overlap), None =
-            the map where there is one.
+        draw_labels: Write name and score of each thing, and the names of stuff. A label that
+            would hide another label or a small thing is left out; a long name is cut short; a name
+            that no font of this machine can write becomes "category <id>".
+        draw_scores: Write the scores in the labels.
+        panoptic: True = draw the panoptic map, False = the instances (which may overlap), "stuff" =
+            the instances over the map's stuff, None = the map where there is one.
+        texts: What to write for each instance in place of its category's name. Instances must be
+            drawn: `panoptic` False or "stuff", or no map.
+        shades: A number for each instance that picks the shade of its category's colour, such as
+            a track id, so that an object keeps its colour through a video; as for `texts`.
         scale: Enlarge the picture by this whole factor, so that lines and letters can be finer
             than the image's pixels.
 
@@ -64,18 +74,31 @@ def draw_result(
 
     Raises:
         ValueError: If the image has another size than the result, or the wrong rank or dtype, if
-            `alpha` or `scale` is out of range, or if the result has no panoptic map to draw.
+            `alpha` or `scale` is out of range, if the result has no panoptic map to draw, or if
+            `texts` or `shades` are not one for each instance drawn.
     """
     canvas = _canvas(image)
     _check_size(canvas, result.image_size, "the result")
     if panoptic is None:
         panoptic = result.panoptic_seg is not None
-    if not panoptic:
-        regions = instance_regions(result)
-    elif result.panoptic_seg is None or result.segments_info is None:
-        raise ValueError("this result has no panoptic map: predict with task='panoptic'")
-    else:
-        regions = map_regions(result.panoptic_seg, result.segments_info, result.categories)
+    if panoptic is True and (texts is not None or shades is not None):
+        raise ValueError(
+            "texts and shades are of instances, which a panoptic map does not show: "
+            'give panoptic=False or "stuff"'
+        )
+    regions: list[Region] = []
+    if panoptic is not True:
+        regions += instance_regions(result, scores=draw_scores, texts=texts, shades=shades)
+    if panoptic:
+        if result.panoptic_seg is None or result.segments_info is None:
+            raise ValueError("this result has no panoptic map: predict with task='panoptic'")
+        regions += [
+            region
+            for region in map_regions(
+                result.panoptic_seg, result.segments_info, result.categories, scores=draw_scores
+            )
+            if panoptic is True or not region.isthing
+        ]
     return _paint(canvas, regions, alpha, draw_boxes, draw_labels, scale)
 
 
@@ -88,6 +111,7 @@ def draw_panoptic(
     alpha: float = 0.5,
     draw_boxes: bool = False,
     draw_labels: bool = True,
+    draw_scores: bool = True,
     scale: int = 1,
 ) -> Image.Image:
     """Draw a panoptic map over its image: a prediction, or ground truth in the COCO format.
@@ -102,6 +126,7 @@ def draw_panoptic(
         alpha: As for `draw_result`.
         draw_boxes: As for `draw_result`.
         draw_labels: As for `draw_result`.
+        draw_scores: As for `draw_result`.
         scale: As for `draw_result`.
 
     Returns:
@@ -113,7 +138,7 @@ def draw_panoptic(
     """
     canvas = _canvas(image)
     _check_size(canvas, tuple(panoptic_seg.shape), "the panoptic map")
-    regions = map_regions(panoptic_seg, segments, categories)
+    regions = map_regions(panoptic_seg, segments, categories, scores=draw_scores)
     return _paint(canvas, regions, alpha, draw_boxes, draw_labels, scale)
 
 
@@ -192,7 +217,8 @@ def _paint(
         canvas = canvas.resize(size, Image.Resampling.BICUBIC)
     line = _line_width(canvas.size)
     labels: list[Label | None] = [None] * len(regions)
-    for index in sorted(range(len(regions)), key=lambda n: -regions[n].area):
+    # Stuff lies below: a thing over it may be the larger one.
+    for index in sorted(range(len(regions)), key=lambda n: (regions[n].isthing, -regions[n].area)):
         region = regions[index]
         spots: list[tuple[float, float]] = []
         if region.mask is not None:
@@ -206,7 +232,12 @@ def _paint(
             edges = (left, top, right - 1, bottom - 1)  # Pillow draws both ends
             ImageDraw.Draw(canvas).rectangle(edges, outline=region.color, width=round(line))
         labels[index] = Label(
-            region.text, region.color, (left, top, right, bottom), spots, region.isthing
+            region.text,
+            region.note,
+            region.color,
+            (left, top, right, bottom),
+            spots,
+            region.isthing,
         )
     if draw_labels:
         draw_labels_on(canvas, [label for label in labels if label is not None])

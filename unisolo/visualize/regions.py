@@ -15,6 +15,7 @@ from torch import Tensor
 from unisolo.categories import Categories
 from unisolo.ops.masks import popcount
 from unisolo.results import Result, Segment
+from unisolo.visualize.fonts import category_name
 
 __all__ = [
     "AnySegment",
@@ -24,6 +25,7 @@ __all__ = [
     "Region",
     "instance_regions",
     "map_regions",
+    "stuff_color",
     "thing_color",
 ]
 
@@ -32,8 +34,10 @@ Bytes: TypeAlias = npt.NDArray[np.uint8]
 Box: TypeAlias = tuple[int, int, int, int]
 AnySegment: TypeAlias = Segment | Mapping[str, Any]
 
-# Okabe and Ito, "Color Universal Design" (2008): told apart by every common kind of colour vision.
-# In an order that keeps the first few far apart.
+# The first seven are those of Okabe and Ito, "Color Universal Design" (2008). The others were added
+# one by one, each the farthest from all before it: the least CIELAB distance over full colour
+# vision, protanopia, deuteranopia and tritanopia (matrices of Machado et al. 2009). Any two of the
+# first 12 are at least 16 apart to all of these eyes, any two of all 21 at least 15.
 _PALETTE: tuple[Color, ...] = (
     (230, 159, 0),
     (0, 114, 178),
@@ -42,11 +46,27 @@ _PALETTE: tuple[Color, ...] = (
     (213, 94, 0),
     (86, 180, 233),
     (240, 228, 66),
+    (136, 0, 255),
+    (102, 51, 17),
+    (170, 221, 136),
+    (68, 34, 170),
+    (85, 51, 102),
+    (187, 85, 255),
+    (238, 0, 85),
+    (0, 238, 187),
+    (119, 17, 51),
+    (136, 85, 119),
+    (136, 238, 102),
+    (170, 170, 85),
+    (221, 187, 221),
+    (170, 17, 153),
 )
-_ROUNDS = (0.0, 0.45, -0.4)
-"""Lightness of further categories, which take the same hues again."""
+_AGAIN = (0.5, -0.45)
+"""Lightness, by turns, of further categories, which take the same hues again twice."""
 _SHADES = (0.0, 0.35, -0.3, 0.18, -0.15)
 """Lightness of the instances of one category."""
+_STUFF_COLOR = 0.5
+"""Share of its colourfulness that stuff keeps."""
 _HALO = 3
 """Pixels around a mask that its contour may touch."""
 _MAX_ID = 256**3 - 1
@@ -63,6 +83,7 @@ class Region:
             one mask at a time is in memory.
         color: RGB.
         text: The label.
+        note: What is written after it and never cut short, such as the score.
         isthing: Things are painted strongly and have a contour.
         area: Pixels of the mask, or of the box; decides which is painted first.
     """
@@ -72,6 +93,7 @@ class Region:
     mask: Callable[[], Bytes] | None
     color: Color
     text: str
+    note: str
     isthing: bool
     area: int
 
@@ -87,9 +109,18 @@ def thing_color(label: int, instance: int) -> Color:
     Returns:
         RGB.
     """
-    color = _PALETTE[label % len(_PALETTE)]
-    color = _shaded(color, _ROUNDS[label // len(_PALETTE) % len(_ROUNDS)])
+    count = len(_PALETTE)  # odd, so that in the second round again light and dark are exchanged
+    color, place = _PALETTE[label % count], label % (3 * count)
+    if place >= count:
+        color = _shaded(color, _AGAIN[place % 2])
     return _shaded(color, _SHADES[instance % len(_SHADES)])
+
+
+def stuff_color(color: Color) -> Color:
+    """Return a calm version of a stuff category's colour, as bright and half as colourful."""
+    grey = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
+    red, green, blue = (round(grey + (value - grey) * _STUFF_COLOR) for value in color)
+    return red, green, blue
 
 
 def _shaded(color: Color, shade: float) -> Color:
@@ -103,6 +134,8 @@ def map_regions(
     panoptic_seg: npt.NDArray[np.integer[Any]] | Tensor,
     segments: Sequence[AnySegment],
     categories: Categories,
+    *,
+    scores: bool = True,
 ) -> list[Region]:
     """Return the segments of a panoptic map that have pixels, things first.
 
@@ -110,13 +143,14 @@ def map_regions(
         panoptic_seg: [H, W] integers, 0 = void.
         segments: See `draw_panoptic`.
         categories: Of the map.
+        scores: Write the scores of things.
 
     Raises:
         ValueError: If an id of a segment is out of range or a category is unknown.
     """
     ids = np.asarray(panoptic_seg.cpu() if isinstance(panoptic_seg, Tensor) else panoptic_seg)
     facts = [_segment_facts(segment, categories) for segment in segments]
-    values = np.array([number for number, _, _ in facts], dtype=np.int64)
+    values = np.array([number for number, _, _, _ in facts], dtype=np.int64)
     if (values < 1).any() or (values > _MAX_ID).any() or ids.min() < 0 or ids.max() > _MAX_ID:
         raise ValueError(f"ids of segments must be in 1..{_MAX_ID}, and 0 for void in the map")
     # 1, 2, ... in the place of ids, which may lie anywhere.
@@ -127,18 +161,22 @@ def map_regions(
     seen: Counter[int] = Counter()
     regions = []
     boxes = _extents(numbers, len(facts))
-    for number, ((_, label, text), box) in enumerate(zip(facts, boxes, strict=True), start=1):
+    for number, ((_, label, text, score), box) in enumerate(
+        zip(facts, boxes, strict=True), start=1
+    ):
         if not areas[number]:
             continue
         category = categories[label]
+        color = thing_color(label, seen[label]) if category.isthing else stuff_color(category.color)
         window = _grown(box, ids.shape)
         regions.append(
             Region(
                 box=box,
                 window=window,
                 mask=functools.partial(_map_mask, numbers, number, window),
-                color=thing_color(label, seen[label]) if category.isthing else category.color,
+                color=color,
                 text=text,
+                note=score if scores else "",
                 isthing=category.isthing,
                 area=int(areas[number]),
             )
@@ -147,9 +185,28 @@ def map_regions(
     return sorted(regions, key=lambda region: not region.isthing)
 
 
-def instance_regions(result: Result) -> list[Region]:
-    """Return the instances of a result in its order; those with an empty mask are left out."""
+def instance_regions(
+    result: Result,
+    *,
+    scores: bool = True,
+    texts: Sequence[str] | None = None,
+    shades: Sequence[int] | None = None,
+) -> list[Region]:
+    """Return the instances of a result in its order; those with an empty mask are left out.
+
+    Args:
+        result: From any task.
+        scores: Write the scores.
+        texts: As for `draw_result`.
+        shades: As for `draw_result`.
+
+    Raises:
+        ValueError: If `texts` or `shades` are not one for each instance.
+    """
     host = result.cpu()
+    for name, values in (("texts", texts), ("shades", shades)):
+        if values is not None and len(values) != len(host):
+            raise ValueError(f"{len(values)} {name} for {len(host)} instances; give one each")
     packed, areas = None, [0] * len(host)
     if host.packed_masks is not None:
         packed, areas = host.packed_masks.numpy(), popcount(host.packed_masks.flatten(1)).tolist()
@@ -167,15 +224,16 @@ def instance_regions(result: Result) -> list[Region]:
             window = _grown(extent, host.image_size)
             mask = functools.partial(_packed_mask, packed[index], window)
             area = areas[index]
-        color = thing_color(label, seen[label])
-        text = f"{result.categories[label].name} {score:.2f}"
-        regions.append(Region(box, window, mask, color, text, True, area))
+        color = thing_color(label, seen[label] if shades is None else shades[index])
+        text = category_name(result.categories[label]) if texts is None else texts[index]
+        note = f"{score:.2f}" if scores else ""
+        regions.append(Region(box, window, mask, color, text, note, True, area))
         seen[label] += 1
     return regions
 
 
-def _segment_facts(segment: AnySegment, categories: Categories) -> tuple[int, int, str]:
-    """(id, label, text) of a segment of either kind."""
+def _segment_facts(segment: AnySegment, categories: Categories) -> tuple[int, int, str, str]:
+    """(id, label, text, score as text) of a segment of either kind."""
     score: float | None
     if isinstance(segment, Segment):
         number, category_id, score, crowd = segment.id, segment.category_id, segment.score, False
@@ -186,11 +244,9 @@ def _segment_facts(segment: AnySegment, categories: Categories) -> tuple[int, in
         label = categories.label(category_id)
     except KeyError as error:
         raise ValueError(f"segment {number}: {error.args[0]}") from None
-    category = categories[label]
-    text = f"{category.name} (crowd)" if crowd else category.name
-    if score is not None and category.isthing:  # stuff has no score of its own
-        text = f"{text} {score:.2f}"
-    return number, label, text
+    name = category_name(categories[label])
+    has_score = score is not None and categories[label].isthing  # stuff has none of its own
+    return number, label, f"{name} (crowd)" if crowd else name, f"{score:.2f}" if has_score else ""
 
 
 def _extents(numbers: npt.NDArray[np.int32], count: int) -> list[Box]:
