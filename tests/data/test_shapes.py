@@ -339,7 +339,7 @@ def test_smallest_images_of_every_kind(tmp_path: Path) -> None:
 def test_tool_writes_one_image_and_explains_errors(tmp_path: Path) -> None:
     tool = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "make_shapes.py"))
     app = typer.Typer()
-    app.command()(tool["main"])
+    app.command()(tool["shapes"])
     command = [str(tmp_path / "out"), "--val", "0", "--size", "32"]
     done = CliRunner().invoke(app, [*command, "--train", "1"])
     assert done.exit_code == 0, done.output

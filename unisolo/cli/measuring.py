@@ -1,0 +1,108 @@
+"""Commands that measure this package on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unisolo.cli.common import MODELS, OUTPUT, DebugOption, app, examples, friendly, parse_size
+
+__all__ = ["benchmark", "latency"]
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+LATENCY_MODELS = (
+    "coco_instance_light448_r18.yaml",
+    "coco_instance_light448_r50.yaml",
+    "small_efficientnet_lite0_512.yaml",
+)
+
+benchmark = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich"
+)
+app.add_typer(benchmark, name="benchmark", rich_help_panel=MODELS)
+
+
+@benchmark.callback()
+def main() -> None:
+    """Measure this package on this machine."""
+
+
+@benchmark.command(
+    epilog=examples(
+        "unisolo benchmark latency",
+        "unisolo benchmark latency --engines eager --engines openvino --threads 1",
+        "unisolo benchmark latency --models my.yaml --size 448x768 --json figures.json",
+        "unisolo benchmark latency --json - > figures.json",
+    ),
+)
+@friendly
+def latency(
+    models: Annotated[
+        list[Path] | None,
+        typer.Option("--models", help="Configuration file; again for more. Default: three."),
+    ] = None,
+    engines: Annotated[
+        list[str] | None,
+        typer.Option("--engines", help="An engine; again for more. Default: all."),
+    ] = None,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option("--threads", help="A number of threads; again for more. Default: 1 and 2."),
+    ] = None,
+    repeat: Annotated[int, typer.Option(help="Timed runs of each engine.")] = 20,
+    size: Annotated[
+        str | None, typer.Option(help="Input as HxW; default: data.image_size, square.")
+    ] = None,
+    fixed: Annotated[bool, typer.Option(help="Export graphs for this size alone.")] = False,
+    graphs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the exported graphs; those it holds are used again.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    json_file: Annotated[
+        str | None,
+        typer.Option(
+            "--json", help="Write the figures to this file; - prints them.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Time from the image tensor to the instances, of every engine, with random weights."""
+    from unisolo.benchmark.engines import ENGINES
+    from unisolo.benchmark.latency import measure_latency
+    from unisolo.benchmark.tables import latency_table, machine_lines
+    from unisolo.files import write_json
+
+    try:
+        report = measure_latency(
+            models or _own_models(),
+            engines=engines or list(ENGINES),
+            threads=threads or [1, 2],
+            repeat=repeat,
+            size=None if size is None else parse_size(size, "--size"),
+            fixed=fixed,
+            graphs=graphs,
+            tell=lambda text: typer.echo(text, err=True),
+        )
+    except RuntimeError as error:  # a measuring process failed; its last line is in the message
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(1) from None
+    if json_file == "-":
+        typer.echo(json.dumps(report.to_json(), indent=2))
+        return
+    if json_file is not None:
+        write_json(Path(json_file), report.to_json())
+    typer.echo(f"{machine_lines(report.machine)}\n\n{latency_table(report)}")
+
+
+def _own_models() -> list[Path]:
+    if not CONFIGS.is_dir():
+        raise ValueError(
+            "this installation came without the folder configs/: give --models FILE, again for more"
+        )
+    return [CONFIGS / name for name in LATENCY_MODELS]
