@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import Enum
 from itertools import pairwise
 from typing import Any, get_args, get_origin, get_type_hints
@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from typer.models import ArgumentInfo, OptionInfo
+from typer.models import ArgumentInfo, CommandInfo, OptionInfo
 
 from unisolo import config
 from unisolo.cli import app
@@ -77,7 +77,8 @@ def field_docstrings(section: type[BaseModel]) -> dict[str, str]:
 def command_reference() -> str:
     """Markdown: one section per command of the `unisolo` program, from its signature."""
     parts = []
-    for name, function in commands():
+    for name, command in commands():
+        function: Any = command.callback
         arguments, options = [], []
         hints = get_type_hints(function, include_extras=True)
         for parameter in inspect.signature(function).parameters.values():
@@ -86,24 +87,28 @@ def command_reference() -> str:
                 _row(parameter, kind, info)
             )
         words = " ".join([name, *(row[0].strip("`") for row in arguments)])
-        prose, _, example = inspect.getdoc(function).partition("Example: ")  # type: ignore[union-attr]
+        prose = inspect.getdoc(command.callback) or ""
         parts.append(f"## {name}\n\n```text\nunisolo {words} [OPTIONS]\n```\n")
         parts.append(f"{_escaped(prose).strip()}\n")
-        if example:
-            parts.append(f"```text\n{example.strip()}\n```\n")
+        if lines := _examples(command):
+            parts.append(f"```text\n{lines}\n```\n")
         parts.append(_table(("argument", "value", "default", "meaning"), [*arguments, *options]))
     return "\n".join(parts)
 
 
-def commands() -> list[tuple[str, Callable[..., Any]]]:
-    """Name and function of every command, by name."""
+def commands() -> list[tuple[str, CommandInfo]]:
+    """Name and typer's note of every command, by name."""
     found = []
     for command in app.registered_commands:
         if command.callback is not None and not command.hidden:
-            found.append(
-                (command.name or command.callback.__name__.replace("_", "-"), command.callback)
-            )
-    return sorted(found)
+            found.append((command.name or command.callback.__name__.replace("_", "-"), command))
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def _examples(command: CommandInfo) -> str:
+    """The command lines that end its help page, without rich's escapes."""
+    lines = str(command.epilog or "").replace("\\[", "[").splitlines()
+    return "\n".join(line.strip() for line in lines if line.strip().startswith("unisolo "))
 
 
 def _annotated(hint: Any) -> tuple[Any, ArgumentInfo | OptionInfo]:
