@@ -201,23 +201,23 @@ def predict(
 @friendly
 def compare(
     checkpoint: Annotated[
-        Path, typer.Option(help="A panoptic model.safetensors, or a panoptic exported graph.")
+        Path, typer.Option(help="A model.safetensors, an exported graph, or a model's name.")
     ],
-    data: Annotated[Path, typer.Option(help="COCO-layout folder with panoptic annotations.")],
+    data: Annotated[Path, typer.Option(help="COCO-layout folder with the task's annotations.")],
     out: Annotated[Path, typer.Option(help="The picture to write, .jpg or .png.")],
+    task: TaskOption = None,
     split: Annotated[str, typer.Option(help="Which part of the data.")] = "val2017",
     limit: Annotated[int, typer.Option(min=1, help="How many images.")] = 6,
     device: DeviceOption = "auto",
     debug: DebugOption = False,
 ) -> None:
     """Draw image, ground truth and prediction side by side on one sheet."""
-    from unisolo.compare import comparison_sheet
-    from unisolo.data import CocoPanoptic
+    from unisolo.compare import comparison_data, comparison_sheet
     from unisolo.files import write_atomically
     from unisolo.predictor import Predictor
 
-    dataset = CocoPanoptic.from_root(data, split)
-    predictor = Predictor(checkpoint, task="panoptic", device=device)
+    predictor = Predictor(checkpoint, task=task, device=device)
+    dataset = comparison_data(predictor, data, split)
     sheet = comparison_sheet(predictor, dataset, limit=limit)
     write_atomically(out, lambda temporary: sheet.save(temporary, quality=90))
     typer.echo(f"image, ground truth, prediction: {out}")

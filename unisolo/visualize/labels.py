@@ -185,8 +185,8 @@ def _place(
         corners = np.clip(np.rint(corners), 0, (canvas[0] - width, canvas[1] - height))
         places = np.hstack([corners, corners + np.array([width, height])]).astype(np.int64)
         hidden = _overlaps(places, others)
-        free = ~_touching(places, barred).any(axis=1)
-        free &= (hidden <= _HIDDEN * _areas(others)).all(axis=1)
+        open_ones = (hidden <= _HIDDEN * _areas(others)).all(axis=1)
+        free = np.logical_and(open_ones, ~_touching(places, barred).any(axis=1))
         if free.any():
             crossed = (hidden > 0).sum(axis=1) * (centres is beside)
             best = places[np.where(free, crossed, len(things) + 1).argmin()]
