@@ -18,7 +18,7 @@ from unisolo.graphs import Graph, is_graph, open_graph
 from unisolo.models import UniSolo
 from unisolo.zoo.table import MODELS, ModelEntry
 
-__all__ = ["cached_path", "load_model", "model_path", "open_model"]
+__all__ = ["cache_home", "cached_path", "load_model", "model_path", "open_model"]
 
 FOREIGN = (".pth", ".pt", ".pkl")
 """Endings of other codes' files."""
@@ -132,13 +132,17 @@ def cached_path(entry: ModelEntry) -> Path:
     return _folder(entry) / "model.safetensors"
 
 
-def _folder(entry: ModelEntry) -> Path:
-    """`UNISOLO_HOME`, or the user's cache folder; one folder per model."""
+def cache_home() -> Path:
+    """Where downloads are kept: `UNISOLO_HOME`, or a folder in the user's cache."""
     home = os.environ.get("UNISOLO_HOME")
     if home:
-        return Path(home).expanduser() / "models" / entry.name
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches) / "unisolo" / "models" / entry.name
+        return Path(home).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unisolo"
+
+
+def _folder(entry: ModelEntry) -> Path:
+    """One folder per model."""
+    return cache_home() / "models" / entry.name
 
 
 def _entry(source: str | os.PathLike[str], table: tuple[ModelEntry, ...]) -> ModelEntry | None:
