@@ -203,10 +203,8 @@ def _areas(boxes: Boxes) -> npt.NDArray[np.int64]:
 def _touching(one: Boxes, other: Boxes) -> npt.NDArray[np.bool_]:
     """[N, M]: whether boxes [N, 4] and [M, 4] overlap or touch."""
     a, b = one[:, None], other[None]
-    touching: npt.NDArray[np.bool_] = ((a[..., :2] <= b[..., 2:]) & (b[..., :2] <= a[..., 2:])).all(
-        axis=-1
-    )
-    return touching
+    touching = (a[..., :2] <= b[..., 2:]) & (b[..., :2] <= a[..., 2:])
+    return touching[..., 0] & touching[..., 1]
 
 
 def _overlaps(one: Boxes, other: Boxes) -> npt.NDArray[np.int64]:
