@@ -80,7 +80,9 @@ def refuse_connections(own_host: str) -> None:
             host = args[1][0]
         else:
             return
-        name = host.decode(errors="replace") if isinstance(host, bytes) else str(host or "localhost")
+        name = (
+            host.decode(errors="replace") if isinstance(host, bytes) else str(host or "localhost")
+        )
         if name != own_host and not is_loopback(name) and not _is_any(name):
             raise ConnectionRefusedError(f"the demo connects to nothing, and not to {name}")
 

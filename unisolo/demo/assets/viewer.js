@@ -110,6 +110,7 @@ async function show(value) {
   find("problem").textContent = value?.problem ?? "";
   if (!value || value.problem) {
     state = numbers = null;
+    delete find("frame").dataset.shown;
     return;
   }
   // The old picture stays until the new one is here: no flicker while a slider moves.
@@ -147,7 +148,7 @@ async function show(value) {
   element.querySelector(".us-python pre").textContent = value.python;
   legend();
   table();
-  element.querySelector(".us-frame").dataset.version = value.base;
+  find("frame").dataset.shown = value.base;
 }
 
 let latest = null;
