@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
-from unisolo.reading import short
+from unisolo.reading import file_problem, parse_json, read_yaml, short
 
 __all__ = ["Categories", "Category"]
 
@@ -75,6 +80,91 @@ class Categories(Sequence[Category]):
                 repeat.
         """
         return cls(_category(entry) for entry in entries)
+
+    @classmethod
+    def from_names(cls, names: Iterable[str]) -> Categories:
+        """Make thing categories of names in the order of their labels.
+
+        Args:
+            names: E.g. `supervision.DetectionDataset.classes`. The n-th gets id n + 1: other tools
+                take id 0 for "none".
+
+        Raises:
+            ValueError: If there is no name, one is no text, or one comes twice.
+        """
+        listed = list(names)
+        strange = next((name for name in listed if not isinstance(name, str)), None)
+        if strange is not None:
+            raise ValueError(f"category name {short(strange)} is no text; put it in quotes")
+        twice = [name for name, times in Counter(listed).items() if times > 1]
+        if twice:
+            raise ValueError(f"category names appear twice: {short(twice)}; rename one")
+        return cls.from_coco({"id": n, "name": name} for n, name in enumerate(listed, start=1))
+
+    @classmethod
+    def from_yolo(cls, data_yaml: str | os.PathLike[str]) -> Categories:
+        """Read the `names` of a YOLO `data.yaml`; the label is the class of the label files.
+
+        Args:
+            data_yaml: The file; `names` is a list, or a mapping from 0, 1, 2, ... to names.
+
+        Raises:
+            ValueError: If the file cannot be read or its names cannot be used.
+        """
+        names = read_yaml(data_yaml).get("names")
+        if isinstance(names, dict) and set(names) == set(range(len(names))):
+            names = [names[number] for number in range(len(names))]
+        if not isinstance(names, list):
+            raise ValueError(
+                f"{data_yaml}: 'names' must list the class names, or map 0, 1, 2, ... to them"
+            )
+        try:
+            return cls.from_names(names)
+        except ValueError as error:
+            raise ValueError(f"{data_yaml}: {error}") from None
+
+    @classmethod
+    def from_labelme(cls, files: Iterable[str | os.PathLike[str]]) -> Categories:
+        """Collect the labels of LabelMe JSON files, in alphabetical order.
+
+        Raises:
+            ValueError: If a file is no LabelMe file, or there is no label at all.
+        """
+        labels: set[str] = set()
+        for file in files:
+            problem = file_problem(file, "LabelMe file")
+            if problem is not None:
+                raise ValueError(f"{file}: {problem}; check the path")
+            try:
+                tree = parse_json(Path(file).read_bytes())
+                labels.update(shape["label"] for shape in tree["shapes"])
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"{file}: not a LabelMe file ({error!r})") from None
+        return cls.from_names(sorted(labels, key=str))
+
+    @classmethod
+    def from_label_studio(cls, config: str) -> Categories:
+        """Read the labels of a Label Studio labelling config, in its order.
+
+        Args:
+            config: The XML text. Labels of brush, polygon and rectangle tags are taken, each name
+                once; `background` is the colour where it is written as #rrggbb.
+
+        Raises:
+            ValueError: If it is not XML, or has no such label.
+        """
+        try:
+            root = ElementTree.fromstring(config)
+        except ElementTree.ParseError as error:
+            raise ValueError(f"the labelling config is not XML ({error})") from None
+        colors: dict[str, str | None] = {}
+        for tag in ("BrushLabels", "PolygonLabels", "RectangleLabels"):
+            for label in root.findall(f".//{tag}/Label"):
+                colors.setdefault(label.get("value", ""), label.get("background"))
+        return cls.from_coco(
+            {"id": number, "name": name, "color": _hex_color(color)}
+            for number, (name, color) in enumerate(colors.items(), start=1)
+        )
 
     def to_coco(self) -> list[dict[str, Any]]:
         """Return the `categories` list of a COCO panoptic file; `from_coco` reads it back."""
@@ -173,6 +263,11 @@ def _category(entry: Mapping[str, Any]) -> Category:
         color=(red, green, blue),
         supercategory=names[1],
     )
+
+
+def _hex_color(text: str | None) -> list[int] | None:
+    """#rrggbb as numbers; None for names of colours, which get one of the palette."""
+    return list(bytes.fromhex(text[1:])) if text and re.fullmatch("#[0-9a-fA-F]{6}", text) else None
 
 
 def _palette(category_id: int) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""What every reader of foreign files needs: is it a file, is it JSON, does a name stay inside."""
+"""What every reader of foreign files needs: is it a file, does it parse, is a name inside."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import reprlib
 import stat
 from typing import Any
 
-__all__ = ["file_problem", "parse_json", "relative_name", "short"]
+__all__ = ["file_problem", "parse_json", "read_yaml", "relative_name", "short"]
 
 
 def file_problem(path: str | os.PathLike[str], kind: str) -> str | None:
@@ -50,6 +50,34 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Aliases are refused: a few lines of them can stand for more values than fit in memory.
+
+    Raises:
+        ValueError: If the file is missing, is not YAML, has an alias or holds no mapping.
+    """
+    import yaml
+
+    problem = file_problem(path, "YAML file")
+    if problem is not None:
+        raise ValueError(f"{path}: {problem}; check the path")
+    try:
+        with open(path, "rb") as file:
+            text = file.read()
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("aliases (*name) are not read; write the value out")
+        tree = yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError(f"{path}: it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path}: not usable YAML ({error})") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: must hold a mapping (key: value)")
+    return tree
 
 
 def relative_name(file_name: object) -> str | None:

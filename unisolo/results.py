@@ -7,9 +7,10 @@ caller asks for them.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,20 +20,15 @@ from PIL import Image
 from torch import Tensor
 
 from unisolo.categories import Categories
-from unisolo.encoding import encode_png, encode_rle
 from unisolo.explain import Explanation
-from unisolo.files import write_bytes
-from unisolo.ops.boxes import xyxy_to_xywh
 from unisolo.ops.masks import unpack_bits
+from unisolo.ops.positions import Index, to_positions
 
 if TYPE_CHECKING:
+    import pandas
     import supervision
 
 __all__ = ["Result", "Segment"]
-
-Index = int | slice | Sequence[int] | Sequence[bool] | NDArray[Any] | Tensor
-
-_MAX_PANOPTIC_ID = 256**3 - 1
 
 
 @dataclass(frozen=True)
@@ -139,7 +135,7 @@ class Result:
             IndexError: If a position is out of range or a bool mask is not N long.
             TypeError: If `index` is of another kind.
         """
-        chosen = self._positions(index)
+        chosen = to_positions(index, len(self), self.scores.device)
         masks = self.packed_masks
         return replace(
             self,
@@ -148,28 +144,6 @@ class Result:
             boxes=self.boxes[chosen],
             packed_masks=None if masks is None else masks[chosen],
         )
-
-    def _positions(self, index: Index) -> Tensor:
-        """Any supported index as [M] int64 positions on the result's device."""
-        device, count = self.scores.device, len(self)
-        if isinstance(index, slice):  # by range: torch has no negative steps
-            return torch.tensor(range(count)[index], dtype=torch.int64, device=device)
-        chosen = torch.as_tensor(index, device=device)
-        if chosen.numel() == 0 and chosen.dtype != torch.bool:
-            chosen = chosen.long()  # torch reads [] as float
-        if chosen.dtype == torch.bool and chosen.ndim == 1:
-            if len(chosen) != count:
-                raise IndexError(f"bool index of length {len(chosen)} for {count} instances")
-            return chosen.nonzero().flatten()
-        if chosen.dtype.is_floating_point or chosen.dtype == torch.bool or chosen.ndim > 1:
-            raise TypeError(
-                "index instances by a position, a slice, a list of positions or a bool mask; "
-                f"got {chosen.dtype} of shape {tuple(chosen.shape)}"
-            )
-        chosen = chosen.long().reshape(-1)
-        if bool(((chosen < -count) | (chosen >= count)).any()):
-            raise IndexError(f"instance {chosen.tolist()} out of range for {count} instances")
-        return chosen % max(count, 1)
 
     def filter(
         self,
@@ -243,6 +217,49 @@ class Result:
             "segments_info": None if segments is None else [asdict(entry) for entry in segments],
         }
 
+    @classmethod
+    def from_coco(
+        cls,
+        entries: Iterable[Mapping[str, Any]],
+        categories: Categories,
+        image_size: tuple[int, int],
+    ) -> Result:
+        """Read the instances of one image from COCO results or annotations.
+
+        Args:
+            entries: As `to_coco` gives them; RLE or polygons. Without `score` it is 1, without
+                `bbox` the box is the mask's. Crowd regions are no instances and are left out.
+            categories: Categories with the entries' ids.
+            image_size: (H, W).
+
+        Raises:
+            ValueError: If an entry cannot be used or they are of several images.
+        """
+        from unisolo.interop.coco import from_coco
+
+        return from_coco(entries, categories, image_size)
+
+    @classmethod
+    def from_panoptic(
+        cls,
+        png: str | os.PathLike[str] | NDArray[Any],
+        annotation: Mapping[str, Any],
+        categories: Categories,
+    ) -> Result:
+        """Read a COCO panoptic map; its thing segments become the instances.
+
+        Args:
+            png: The PNG's path, its pixels ([H, W, 3] uint8 RGB) or ids ([H, W] whole numbers).
+            annotation: With `segments_info`; without `score` it is 1. Areas are measured.
+            categories: Categories with the segments' ids.
+
+        Raises:
+            ValueError: If map and segments do not fit, or one of them cannot be used.
+        """
+        from unisolo.interop.panoptic import from_panoptic
+
+        return from_panoptic(png, annotation, categories)
+
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """Return the instances in the COCO results format, ready for `json.dump`.
 
@@ -253,21 +270,9 @@ class Result:
             One dict an instance: `image_id`, `category_id`, `bbox` (x, y, width, height), `score`
             and, where there are masks, `segmentation` (compressed RLE, ASCII counts).
         """
-        host = self.cpu()
-        entries = [
-            {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
-            for category_id, box, score in zip(
-                host.category_ids.tolist(),
-                xyxy_to_xywh(host.boxes).tolist(),
-                host.scores.tolist(),
-                strict=True,
-            )
-        ]
-        if host.packed_masks is not None:
-            rles = encode_rle(host.packed_masks.numpy(), self.image_size[1])
-            for entry, rle in zip(entries, rles, strict=True):
-                entry["segmentation"] = rle
-        return entries
+        from unisolo.interop.coco import to_coco
+
+        return to_coco(self, image_id)
 
     def to_panoptic(
         self, image_id: int | str | None = None, *, file_name: str = "panoptic.png"
@@ -284,42 +289,11 @@ class Result:
             of the map, `isthing` and `score`.
 
         Raises:
-            ValueError: If the result has no panoptic map, or the ids of the map and of
-                `segments_info` differ.
+            ValueError: If there is no panoptic map, or its ids and `segments_info` differ.
         """
-        if self.panoptic_seg is None or self.segments_info is None:
-            raise ValueError("this result has no panoptic map: predict with task='panoptic'")
-        ids = self.panoptic_seg.cpu().numpy()
-        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) <= _MAX_PANOPTIC_ID:
-            raise ValueError(
-                f"panoptic ids must be 0 to {_MAX_PANOPTIC_ID}, got {ids.min()} to {ids.max()}"
-            )
-        areas = np.bincount(ids.reshape(-1), minlength=1)
-        listed = {segment.id for segment in self.segments_info}
-        painted = set(np.flatnonzero(areas).tolist()) - {0}
-        if listed != painted:
-            raise ValueError(
-                f"segments_info does not fit panoptic_seg: ids {sorted(listed - painted)} have no "
-                f"pixel, ids {sorted(painted - listed)} are not listed"
-            )
-        segments = [
-            {
-                "id": segment.id,
-                "category_id": segment.category_id,
-                "iscrowd": 0,
-                "area": int(areas[segment.id]),
-                "isthing": int(segment.isthing),
-                "score": segment.score,
-            }
-            for segment in self.segments_info
-        ]
-        annotation = {
-            "image_id": Path(file_name).stem if image_id is None else image_id,
-            "file_name": file_name,
-            "segments_info": segments,
-        }
-        rgb = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
-        return rgb, annotation
+        from unisolo.interop.panoptic import to_panoptic
+
+        return to_panoptic(self, image_id, file_name)
 
     def save_panoptic(
         self,
@@ -328,47 +302,67 @@ class Result:
         image_id: int | str | None = None,
         file_name: str = "panoptic.png",
     ) -> dict[str, Any]:
-        """Write the panoptic PNG and return its COCO panoptic annotation; see `to_panoptic`.
+        """Write the PNG of `to_panoptic` to `out_dir/file_name` and return the annotation."""
+        from unisolo.interop.panoptic import save_panoptic
 
-        Args:
-            out_dir: Folder of the PNG, made if absent.
-            image_id: Id of the image; None = `file_name` without its ending.
-            file_name: Name of the PNG inside `out_dir`.
-
-        Returns:
-            The annotation dict.
-
-        Raises:
-            ValueError: As `to_panoptic`.
-        """
-        rgb, annotation = self.to_panoptic(image_id, file_name=file_name)
-        write_bytes(Path(out_dir) / file_name, encode_png(rgb))
-        return annotation
+        return save_panoptic(self, out_dir, image_id, file_name)
 
     def to_supervision(self) -> supervision.Detections:
-        """Return the instances as `supervision.Detections` (it has no place for a panoptic map).
+        """Return `supervision.Detections`: `class_id` = label, `data` has name and category id."""
+        from unisolo.interop.supervision import to_supervision
 
-        Returns:
-            Detections with `class_id` = label, and `class_name` and `category_id` in `data`.
+        return to_supervision(self)
 
-        Raises:
-            ImportError: If supervision is not installed.
+    def to_pandas(self, image_id: int | str | None = None) -> pandas.DataFrame:
+        """Return one row an instance: `category_id`, `category`, `score`, box and area.
+
+        The box is `x1`, `y1`, `x2`, `y2`; the area is that of the mask, of boxes only the box's.
+        A given `image_id` is the first column.
         """
-        try:
-            import supervision
-        except ImportError as error:
-            raise ImportError(
-                'to_supervision needs supervision: pip install "unisolo[supervision]"'
-            ) from error
-        fields = self.numpy()
-        names = [self.categories[label].name for label in fields["labels"].tolist()]
-        return supervision.Detections(
-            xyxy=fields["boxes"],
-            mask=fields["masks"],
-            confidence=fields["scores"],
-            class_id=fields["labels"],
-            data={"class_name": np.array(names, dtype=str), "category_id": fields["category_ids"]},
-        )
+        from unisolo.interop.pandas import to_pandas
+
+        return to_pandas(self, image_id)
+
+    def to_yolo(self) -> list[str]:
+        """Return the lines of a YOLO label file: label, then x, y of a polygon over (W, H).
+
+        Holes and separate parts are joined to one polygon by lines that enclose nothing. An empty
+        mask has no outline and no line. Without masks: label, centre x, y, width, height.
+        """
+        from unisolo.interop.yolo import to_yolo
+
+        return to_yolo(self)
+
+    def to_labelme(self, image_path: str | PurePath) -> dict[str, Any]:
+        """Return the content of a LabelMe file; `image_path` is relative to that file's folder.
+
+        Polygons, tied by `group_id` where an object has parts; a shape "mask" where it has holes.
+        """
+        from unisolo.interop.labelme import to_labelme
+
+        return to_labelme(self, image_path)
+
+    def to_label_studio(
+        self, image: str, *, model_version: str = "unisolo", boxes: bool = True
+    ) -> dict[str, Any]:
+        """Return a Label Studio task: `image` (its URL) and a prediction with brush regions.
+
+        With `boxes`, and where there are no masks, rectangles too. The labelling config is that
+        of `unisolo.interop.label_studio.label_studio_config`.
+        """
+        from unisolo.interop.label_studio import to_label_studio
+
+        return to_label_studio(self, image, model_version, boxes)
+
+    def to_fiftyone(self) -> dict[str, Any]:
+        """Return FiftyOne labels by field: `instances`, and `panoptic` where there is a map.
+
+        `instances` are `Detections` with masks, `panoptic` a `Segmentation` of label + 1 (0 is
+        void). `fiftyone.Sample(filepath, **result.to_fiftyone())` takes both.
+        """
+        from unisolo.interop.fiftyone import to_fiftyone
+
+        return to_fiftyone(self)
 
     def explain(self) -> str:
         """Say in a few lines why the result holds what it holds, above all if that is nothing.
