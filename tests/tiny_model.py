@@ -55,11 +55,11 @@ def tiny_model(*overrides: str, categories: Categories = CATEGORIES) -> UniSolo:
     return build_model(tiny_config(*overrides), categories)
 
 
-def lively_model(*overrides: str) -> UniSolo:
+def lively_model(*overrides: str, categories: Categories = CATEGORIES) -> UniSolo:
     """An untrained model with many confident, distinct instances; the same at every call."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        model = tiny_model(*overrides).eval()
+        model = tiny_model(*overrides, categories=categories).eval()
         for parameter in model.solo_head.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, 0, 0.3)
