@@ -10,6 +10,7 @@ from enum import Enum
 from itertools import pairwise
 from typing import Any, get_args, get_origin, get_type_hints
 
+import typer
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -96,12 +97,16 @@ def command_reference() -> str:
     return "\n".join(parts)
 
 
-def commands() -> list[tuple[str, CommandInfo]]:
-    """Name and typer's note of every command, by name."""
+def commands(group: typer.Typer = app, prefix: str = "") -> list[tuple[str, CommandInfo]]:
+    """Words and typer's note of every command, by name; those of groups too."""
     found = []
-    for command in app.registered_commands:
+    for command in group.registered_commands:
         if command.callback is not None and not command.hidden:
-            found.append((command.name or command.callback.__name__.replace("_", "-"), command))
+            name = command.name or command.callback.__name__.replace("_", "-")
+            found.append((prefix + name, command))
+    for inner in group.registered_groups:
+        if inner.typer_instance is not None:
+            found += commands(inner.typer_instance, f"{prefix}{inner.name} ")
     return sorted(found, key=lambda pair: pair[0])
 
 

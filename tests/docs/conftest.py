@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import foreign
+import pytest
+import torch
+from pages import ROOT
+from PIL import Image
+from tiny_model import lively_model
+
+from unisolo import save_model
+from unisolo.data import DATASETS, CocoPanoptic
+from unisolo.data.shapes import generate_shapes
+from unisolo.tasks import TASKS
+
+SIZE = (64, 96)  # what the tiny models see: nothing is resized
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What pages speak of: a data set, images, a checkpoint, folders of the repository."""
+    folder = tmp_path_factory.mktemp("material")
+    generate_shapes(folder / "my_data", num_train=8, num_val=3, image_size=SIZE)
+    (folder / "photos").mkdir()
+    scenes = sorted((folder / "my_data" / "train2017").iterdir())
+    for number, name in enumerate(("street.jpg", "photos/first.jpg", "photos/second.jpg")):
+        Image.open(scenes[number]).convert("RGB").save(folder / name, quality=95)
+    categories = CocoPanoptic.from_root(folder / "my_data", "val2017").categories
+    with torch.random.fork_rng():
+        model = lively_model("inference.max_instances=15", categories=categories)
+    save_model(model, folder / "model.safetensors")
+    for name in ("configs", "tools", "docs"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def weights(material: Path) -> Path:
+    """A published model's file, with drawn weights."""
+    shapes = foreign.mmdetection_shapes()
+    return foreign.write(foreign.drawn(shapes), "mmdetection", material / "solov2_r50.pth")
+
+
+@pytest.fixture
+def scratch(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with links to the material, as the current one; tables are put back afterwards."""
+    for path in material.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    tables = [(table, dict(table)) for table in (DATASETS, TASKS)]  # type: ignore[arg-type]
+    yield tmp_path
+    for table, before in tables:
+        table.clear()
+        table.update(before)
