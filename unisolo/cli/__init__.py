@@ -6,6 +6,7 @@ from unisolo.cli.common import app
 from unisolo.cli.demo import demo
 from unisolo.cli.generating import shapes
 from unisolo.cli.measuring import benchmark
+from unisolo.cli.report import report
 from unisolo.cli.running import compare, doctor, evaluate, predict
 from unisolo.cli.training import train
 from unisolo.cli.transfer import export, quantize
@@ -23,6 +24,7 @@ __all__ = [
     "models",
     "predict",
     "quantize",
+    "report",
     "shapes",
     "train",
 ]

@@ -10,7 +10,7 @@ from unisolo.doctor.examine import Report
 from unisolo.doctor.statistics import QUANTILES
 from unisolo.doctor.text import summary
 
-__all__ = ["render_page"]
+__all__ = ["page_environment", "render_page"]
 
 _EXAMPLES = 100
 """Entries listed per code; the JSON report has them all."""
@@ -27,22 +27,32 @@ def render_page(report: Report) -> str:
 
     Pictures of the worst offenders are part of it. Everything that comes from files is escaped.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("unisolo.doctor", "."),
-        autoescape=True,  # file and category names are anybody's text
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.jinja").render(
+    template = page_environment("unisolo.doctor").get_template("page.html.jinja")
+    page: str = template.render(
         title=f"unisolo doctor: {report.root.name}",
         summary=summary(report),
         errors=report.errors,
         task=report.task,
         groups=_groups(report),
         splits={name: _split(numbers) for name, numbers in report.statistics.items()},
+    )
+    return page
+
+
+def page_environment(package: str) -> Any:
+    """Return the jinja environment of pages that extend `base.html.jinja`.
+
+    Args:
+        package: Where the page's own templates lie.
+    """
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader("unisolo.doctor", ".")]),
+        autoescape=True,  # file and category names are anybody's text
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,13 @@ from unisolo.evaluation.base import Evaluator
 from unisolo.files import write_json
 from unisolo.graphs import Graph, select
 from unisolo.models import UniSolo
+from unisolo.report import (
+    TrainingFacts,
+    leave_report,
+    make_record,
+    noted_warnings,
+    write_record,
+)
 from unisolo.results import Result
 from unisolo.structures import Batch, Sample
 from unisolo.tasks import TaskAdapter
@@ -85,6 +93,7 @@ def evaluate(
     backend: str = "hotcoco",
     out: Path | None = None,
     on_image: Callable[[int, int], None] | None = None,
+    training: TrainingFacts | None = None,
 ) -> dict[str, float]:
     """Evaluate a model on a data set, shared out over the processes of `world`.
 
@@ -100,12 +109,16 @@ def evaluate(
         batch_size: Images of one padded size that are run together.
         workers: Loader processes.
         backend: "hotcoco" or "official" (pycocotools, panopticapi).
-        out: Folder for `metrics.json` and the predictions in COCO formats; None writes nothing.
+        out: Folder for `metrics.json`, the predictions in COCO formats, `evaluation.json` (on what
+            and how) and `report.html`; None writes nothing.
         on_image: Called with (images done, images of this process).
+        training: Of the training that evaluates, which makes its own report at its end; None =
+            there is none.
 
     Returns:
         Metrics by flat name, in percent, the same on every process.
     """
+    begin = time.monotonic()
     check_categories(dataset.categories, task)
     evaluators: list[Evaluator] = task.make_evaluators(dataset, backend=backend)
     indices = range(world.rank, len(dataset), world.size)
@@ -128,10 +141,29 @@ def evaluate(
         done += len(batch)
         if on_image is not None:
             on_image(done, len(indices))
-    warning = tally.warning(world)
-    if warning is not None and world.is_main:
-        warnings.warn(warning, stacklevel=2)
-    return _finish(evaluators, world, out)
+    with noted_warnings() as noted:
+        warning = tally.warning(world)
+        if warning is not None and world.is_main:
+            warnings.warn(warning, stacklevel=2)
+        metrics = _compute(evaluators, world, out)
+    if out is None or not world.is_main:
+        return metrics
+    record = make_record(
+        # A panoptic model may have answered another task.
+        model_facts(model)[0].model_copy(update={"task": task.name}),
+        device=world.device,
+        processes=world.size,
+        images=len(dataset),
+        seconds=time.monotonic() - begin,
+        backend=backend,
+        warnings=noted,
+        training=training,
+    )
+    write_record(out, record)
+    write_json(out / "metrics.json", metrics, indent=2)
+    if training is None:
+        leave_report(out, dataset)
+    return metrics
 
 
 def _told_if_killed(loader: Iterable[Sample]) -> Iterator[Sample]:
@@ -170,8 +202,8 @@ def check_categories(found: Categories, task: TaskAdapter) -> None:
     )
 
 
-def _finish(evaluators: Sequence[Evaluator], world: World, out: Path | None) -> dict[str, float]:
-    """Join what the processes found, compute, and let the main process write.
+def _compute(evaluators: Sequence[Evaluator], world: World, out: Path | None) -> dict[str, float]:
+    """Join what the processes found, let the main process write it, and compute.
 
     `metrics.json` goes first and comes last: a folder that has one is whole.
     """
@@ -184,6 +216,4 @@ def _finish(evaluators: Sequence[Evaluator], world: World, out: Path | None) -> 
         if out is not None and world.is_main:
             evaluator.save(out)  # first: a failing metric must not lose the predictions
         metrics.update(evaluator.compute())
-    if out is not None and world.is_main:
-        write_json(out / "metrics.json", metrics, indent=2)
     return metrics

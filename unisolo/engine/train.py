@@ -4,7 +4,7 @@ train(config)
   load_datasets -> prepare model, optimiser, schedule, averaged weights -> (restore)
   until the last step: batches -> train_step (forward, losses, backward, clip, update, average)
                        log; every n steps: save, evaluate
-  evaluate, save the deployable file
+  evaluate, save the deployable file; report
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,7 @@ from unisolo.engine.state import StateFolder, check_state, seed_all
 from unisolo.engine.step import train_step
 from unisolo.engine.stop import StopRequest, TrainingStopped
 from unisolo.files import write_atomically
+from unisolo.report import TrainingFacts, leave_report, noted_warnings
 from unisolo.tasks import TaskAdapter, get_task
 
 __all__ = ["TrainSummary", "train"]
@@ -70,7 +71,8 @@ def train(
     Args:
         config: The run. `train.out` receives `config.yaml`, `log.jsonl`, `tensorboard/`,
             `checkpoints/` (to resume), `model.safetensors` (to use), `best.safetensors` with
-            `eval_every`, and `evaluation/` with `metrics.json` and the predictions.
+            `eval_every`, `evaluation/` with `metrics.json` and the predictions, and
+            `report.html`.
         resume: Go on from the newest state in `train.out`, with the settings the run was started
             with; "auto" = if there is one, else start.
         overwrite: Start anew in a folder that holds a run; what that run wrote is removed.
@@ -91,6 +93,7 @@ def train(
         _deterministic(config.train.deterministic),
         join_world(config.train.device) as world,
         StopRequest() as stop,
+        noted_warnings() as noted,
     ):
         (restarted,) = world.any(restart_count() > 0)  # nodes may count differently
         if restarted:
@@ -107,6 +110,7 @@ def train(
         if world.is_main and config.data.root is not None:
             for sentence in brief(config):  # all faults; the readers below stop at the first
                 print(sentence, file=sys.stderr, flush=True)
+                noted.append(sentence)
         config, task, train_set, val_set = _load(config)
         if state is not None:
             check_state(path, state, config, task.categories)
@@ -116,6 +120,7 @@ def train(
             del state  # it holds a second copy of weights and optimiser
         elif world.is_main:
             remove_run(config.train.out)
+            (config.train.out / "report.html").unlink(missing_ok=True)
         with RunLogger(
             config.train.out,
             total_steps=run.total_steps,
@@ -127,14 +132,13 @@ def train(
             introduce(run, train_set, val_set, log)
             _write_config(run)
             log.say(coverage_line(train_set, config, run.model.grid))
-            _loop(run, train_set, val_set, log, stop)
-        return TrainSummary(
-            config.train.out / "model.safetensors",
-            run.step,
-            run.seconds,
-            run.metrics,
-            run.skipped,
-        )
+            _loop(run, train_set, val_set, log, stop, noted)
+    # Outside: other processes need not wait for it, and a signal now ends it at once.
+    if world.is_main:
+        leave_report(config.train.out, val_set)
+    return TrainSummary(
+        config.train.out / "model.safetensors", run.step, run.seconds, run.metrics, run.skipped
+    )
 
 
 def _state_to_resume(
@@ -190,7 +194,14 @@ def _write_config(run: Run) -> None:
         write_atomically(path, lambda temporary: Path(temporary).write_text(text, "utf-8"))
 
 
-def _loop(run: Run, train_set: Any, val_set: Any, log: RunLogger, stop: StopRequest) -> None:
+def _loop(
+    run: Run,
+    train_set: Any,
+    val_set: Any,
+    log: RunLogger,
+    stop: StopRequest,
+    noted: Sequence[str],
+) -> None:
     """Take the steps, save and evaluate."""
     settings = run.config.train
     feed = BatchFeed(train_set, run.config, run.world, log.say)
@@ -201,7 +212,7 @@ def _loop(run: Run, train_set: Any, val_set: Any, log: RunLogger, stop: StopRequ
             begin = time.monotonic()
             if run.step == run.total_steps:
                 feed.close()
-            _evaluate(run, val_set, log, stop)
+            _evaluate(run, val_set, log, stop, noted)
             save(run)  # metrics and the best score are part of the state
             meter.leave_out(time.monotonic() - begin)
         if run.step == run.total_steps:
@@ -242,7 +253,9 @@ def _evaluation_is_due(run: Run) -> bool:
     return bool(at_step) and run.evaluated != run.step
 
 
-def _evaluate(run: Run, dataset: Any, log: RunLogger, stop: StopRequest) -> None:
+def _evaluate(
+    run: Run, dataset: Any, log: RunLogger, stop: StopRequest, noted: Sequence[str]
+) -> None:
     """Evaluate the shipped weights, write them, and keep the best."""
     settings = run.config.train
     shipped = run.averaged
@@ -274,6 +287,7 @@ def _evaluate(run: Run, dataset: Any, log: RunLogger, stop: StopRequest) -> None
         workers=run.config.data.workers,
         out=settings.out / "evaluation",
         on_image=stop_if_asked,
+        training=TrainingFacts(run.step, run.total_steps, run.seconds, run.skipped, tuple(noted)),
     )
     shipped.train(mode)
     run.evaluated = run.step

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from unisolo.reading import file_problem, parse_json
 from unisolo.results import Result
 from unisolo.structures import ImageMeta
 
-__all__ = ["Evaluator", "ImageId", "PredictionBook", "check_backend"]
+__all__ = ["Evaluator", "ImageId", "PredictionBook", "check_backend", "read_json"]
 
 ImageId = int | str
 
@@ -66,6 +67,14 @@ class Evaluator(Protocol):
 
         Returns:
             The files written.
+        """
+        ...
+
+    def load(self, out_dir: Path) -> None:
+        """Replace the predictions by those that `save` wrote.
+
+        Raises:
+            ValueError: If a file is missing or does not fit the ground truth.
         """
         ...
 
@@ -151,6 +160,18 @@ class PredictionBook(Generic[T]):
                 "count as images without predictions",
                 stacklevel=3,
             )
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of predictions.
+
+    Raises:
+        ValueError: If it is missing or no JSON.
+    """
+    problem = file_problem(path, "file of predictions")
+    if problem is not None:
+        raise ValueError(problem)
+    return parse_json(path.read_bytes())
 
 
 def check_backend(backend: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unisolo.categories import Categories
-from unisolo.evaluation.base import PredictionBook, check_backend
+from unisolo.evaluation.base import ImageId, PredictionBook, check_backend, read_json
 from unisolo.files import write_json
 from unisolo.results import Result
 from unisolo.structures import ImageMeta
@@ -113,8 +113,64 @@ class CocoEvaluator:
         write_json(path, entries)
         return [path]
 
+    def load(self, out_dir: Path) -> None:
+        """Replace the predictions by those that `save` wrote.
+
+        Raises:
+            ValueError: If `results.json` is missing or no list of COCO results for these images
+                and categories.
+        """
+        path = out_dir / "results.json"
+        found: dict[ImageId, list[dict[str, Any]]] = {image_id: [] for image_id in self._book.sizes}
+        shapes = {"segmentation" if name == "segm" else name for name in self.iou_types}
+        try:
+            for entry in read_json(path):
+                absent = {"image_id", "category_id", "score", *shapes} - entry.keys()
+                if absent:
+                    raise ValueError(f"an entry lacks {sorted(absent)}")
+                if entry["image_id"] not in found:
+                    raise ValueError(f"image id {entry['image_id']!r} is not in the ground truth")
+                self._check_thing(entry["category_id"], "an entry")
+                found[entry["image_id"]].append(entry)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}: {error}; give the data set and split that were evaluated"
+            ) from None
+        self._book.merge([list(found.items())])
+
+    def truth(self) -> list[dict[str, Any]]:
+        """The objects that count, crowds included: `image_id`, `category_id`, `area`, `iscrowd`."""
+        ids = self.image_ids()
+        return [{**entry, "image_id": ids[entry["image_id"]]} for entry in self._annotations]
+
+    def found(self, *, min_score: float = 0.0) -> list[dict[str, Any]]:
+        """The COCO result dicts of all images with at least this score, as they are kept."""
+        return [
+            entry
+            for _, entries in self._book.items()
+            for entry in entries or ()
+            if entry["score"] >= min_score
+        ]
+
+    def image_ids(self) -> dict[int, ImageId]:
+        """The data set's image id of each number that `run` gives the images."""
+        return {number: image_id for image_id, number in self._numbers.items()}
+
     def _stats(self, iou_type: str) -> Sequence[float]:
-        """The twelve numbers of a COCO summary; both back ends share this interface."""
+        """The twelve numbers of a COCO summary."""
+        stats: Sequence[float] = self.run(iou_type).stats
+        return stats
+
+    def run(self, iou_type: str, *, min_score: float = 0.0) -> Any:
+        """Match and accumulate; images are numbered from 1 (see `image_ids`).
+
+        Args:
+            iou_type: One of `iou_types`.
+            min_score: Predictions scored lower are left out.
+
+        Returns:
+            The back end's `COCOeval`, summarised; both have `eval`, `params` and `stats`.
+        """
         if self.backend == "official":
             from pycocotools.coco import COCO
             from pycocotools.cocoeval import COCOeval
@@ -133,6 +189,7 @@ class CocoEvaluator:
             }
             for image_id, entries in self._book.items()
             for entry in entries or ()
+            if entry["score"] >= min_score
         ]
         with contextlib.redirect_stdout(io.StringIO()):  # both narrate on stdout
             truth = _load(COCO, ground_truth)
@@ -142,8 +199,7 @@ class CocoEvaluator:
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-        stats: Sequence[float] = evaluation.stats
-        return stats
+        return evaluation
 
     def _dataset(self) -> dict[str, Any]:
         """A COCO file of the images and thing categories, without annotations."""

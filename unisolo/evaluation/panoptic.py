@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ import numpy as np
 
 from unisolo.categories import Categories, Category
 from unisolo.encoding import encode_png
-from unisolo.evaluation.base import ImageId, PredictionBook, check_backend
+from unisolo.evaluation.base import ImageId, PredictionBook, check_backend, read_json
 from unisolo.files import write_bytes, write_json
 from unisolo.reading import relative_name, short
 from unisolo.results import Result
@@ -47,6 +49,13 @@ class CategoryQuality(NamedTuple):
     tp: int
     fp: int
     fn: int
+
+    def quality(self) -> tuple[float, float, float]:
+        """PQ, SQ and RQ as fractions; NaN where the category does not occur."""
+        weight = self.tp + 0.5 * self.fp + 0.5 * self.fn
+        if not weight:
+            return math.nan, math.nan, math.nan
+        return self.iou / weight, self.iou / max(self.tp, 1), self.tp / weight
 
 
 class PanopticEvaluator:
@@ -85,7 +94,9 @@ class PanopticEvaluator:
         self._book: PredictionBook[tuple[bytes, list[dict[str, Any]]]] = PredictionBook(
             ground_truth["images"]
         )
-        self._images = [_plain(entry, _IMAGE_FIELDS) for entry in ground_truth["images"]]
+        self._images = {
+            entry["id"]: _plain(entry, _IMAGE_FIELDS) for entry in ground_truth["images"]
+        }
         self._annotations = {entry["image_id"]: entry for entry in ground_truth["annotations"]}
         self._check_annotations()
         self._annotations = {
@@ -145,21 +156,44 @@ class PanopticEvaluator:
     def compute_categories(self) -> dict[int, CategoryQuality]:
         """Return the match counts of every category, by its id."""
         self._book.warn_missing()
-        if not self._images:  # hotcoco would not take a file of no images for a panoptic one
-            return {c.id: CategoryQuality(0.0, 0, 0, 0) for c in self.categories}
-        with tempfile.TemporaryDirectory(prefix="unisolo-panoptic-") as folder:
+        counted: dict[int, CategoryQuality] = {}
+        if self._images:  # hotcoco would not take a file of no images for a panoptic one
+            with self._unpacked() as (folder, found):
+                counted = self._match(found, folder)
+        nothing = CategoryQuality(0.0, 0, 0, 0)
+        return {c.id: counted.get(c.id, nothing) for c in self.categories}
+
+    def compute_images(self) -> dict[ImageId, CategoryQuality]:
+        """Return the match counts of every image, its categories together, by its id."""
+
+        def together(entry: dict[str, Any]) -> CategoryQuality:
+            rows = zip(*self._match([entry], folder).values(), strict=True)
+            iou, tp, fp, fn = map(sum, rows)
+            return CategoryQuality(iou, tp, fp, fn)
+
+        with self._unpacked() as (folder, found), ThreadPoolExecutor(os.cpu_count()) as threads:
+            # The back end leaves the interpreter free while it reads and matches.
+            counted = list(threads.map(together, found))
+        return {entry["image_id"]: quality for entry, quality in zip(found, counted, strict=True)}
+
+    @contextlib.contextmanager
+    def _unpacked(self) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+        """Every prediction's PNG in a temporary folder, and the annotations that name them."""
+        with tempfile.TemporaryDirectory(prefix="unisolo-panoptic-") as name:
             found = []
             for image_id, prediction in self._book.items():
                 png, annotation = self._entry(image_id, prediction)
-                path = Path(folder) / annotation["file_name"]
+                path = Path(name) / annotation["file_name"]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(png)
                 found.append(annotation)
-            truth = [dict(self._annotations[entry["image_id"]]) for entry in found]
-            backend = _official if self.backend == "official" else _hotcoco
-            counted = backend(self._file(truth), self.panoptic_dir, self._file(found), Path(folder))
-        nothing = CategoryQuality(0.0, 0, 0, 0)
-        return {c.id: counted.get(c.id, nothing) for c in self.categories}
+            yield Path(name), found
+
+    def _match(self, found: list[dict[str, Any]], folder: Path) -> dict[int, CategoryQuality]:
+        """Counts by category over some images, whose PNGs lie in `folder`."""
+        truth = [dict(self._annotations[entry["image_id"]]) for entry in found]
+        backend = _official if self.backend == "official" else _hotcoco
+        return backend(self._file(truth), self.panoptic_dir, self._file(found), folder)
 
     def save(self, out_dir: Path) -> list[Path]:
         """Write `panoptic.json` and, in `panoptic/`, one PNG an image, named as the truth's."""
@@ -171,6 +205,30 @@ class PanopticEvaluator:
             entries.append(annotation)
         write_json(paths[0], self._file(entries))
         return paths
+
+    def load(self, out_dir: Path) -> None:
+        """Replace the predictions by those that `save` wrote.
+
+        Raises:
+            ValueError: If `panoptic.json` or a PNG it names is missing, or they do not belong to
+                these images and categories.
+        """
+        path = out_dir / "panoptic.json"
+        found: list[tuple[ImageId, tuple[bytes, list[dict[str, Any]]]]] = []
+        try:
+            for entry in read_json(path)["annotations"]:
+                image_id, segments = entry["image_id"], entry["segments_info"]
+                if image_id not in self._annotations:
+                    raise ValueError(f"image id {image_id!r} is not in the ground truth")
+                self._check_segments(segments, f"image {image_id!r}")
+                # By the truth's name, which was checked to stay inside its folder.
+                png = out_dir / "panoptic" / self._annotations[image_id]["file_name"]
+                found.append((image_id, (png.read_bytes(), segments)))
+        except (KeyError, OSError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}: {error}; give the data set and split that were evaluated"
+            ) from None
+        self._book.merge([found])
 
     def _entry(
         self, image_id: ImageId, prediction: tuple[bytes, list[dict[str, Any]]] | None
@@ -188,9 +246,8 @@ class PanopticEvaluator:
 
     def _file(self, annotations: list[dict[str, Any]]) -> dict[str, Any]:
         """A COCO panoptic file of the annotations, with the images they are of."""
-        used = {entry["image_id"] for entry in annotations}
         return {
-            "images": [image for image in self._images if image["id"] in used],
+            "images": [self._images[entry["image_id"]] for entry in annotations],
             "annotations": annotations,
             "categories": self.categories.to_coco(),
         }
@@ -257,10 +314,8 @@ def _official(
 
 def _average(qualities: Iterable[CategoryQuality]) -> tuple[float, float, float]:
     """PQ, SQ, RQ in percent over the categories that occur; NaN if none does."""
-    rows = np.array([q for q in qualities if q.tp + q.fp + q.fn > 0], dtype=np.float64)
-    if not len(rows):
+    rows = [q.quality() for q in qualities if q.tp + q.fp + q.fn > 0]
+    if not rows:
         return math.nan, math.nan, math.nan
-    iou, tp, fp, fn = rows.T
-    weight = tp + 0.5 * fp + 0.5 * fn
-    pq, sq, rq = iou / weight, iou / np.maximum(tp, 1), tp / weight
-    return 100 * float(pq.mean()), 100 * float(sq.mean()), 100 * float(rq.mean())
+    pq, sq, rq = np.mean(rows, axis=0)
+    return 100 * float(pq), 100 * float(sq), 100 * float(rq)

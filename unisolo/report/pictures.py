@@ -1,0 +1,228 @@
+"""Ground truth beside prediction, for the images that went worst and best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from unisolo.categories import Categories
+from unisolo.data.coco_panoptic import read_segment_ids
+from unisolo.data.images import read_image
+from unisolo.data.segmentation import decode, usable
+from unisolo.doctor.evidence import data_uri
+from unisolo.evaluation.base import ImageId, read_json
+from unisolo.report.figures import KEPT, ImageScore
+from unisolo.results import Result
+from unisolo.visualize import draw_panoptic, draw_result
+
+__all__ = ["Pair", "best_and_worst", "draw_pairs"]
+
+_WORST, _BEST = 6, 4
+_LONG_SIDE, _SMALL_SIDE = 640, 320
+_MAX_BYTES = 5_000_000
+"""Of all pictures together, as they stand in the page."""
+_MAX_PIXELS = 50_000_000
+"""Larger images are left out: drawing them takes longer than the rest of the report."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two pictures of one image, as data addresses.
+
+    Attributes:
+        file_name: Of the image.
+        score: How it went.
+        truth: Ground truth over the image.
+        found: Prediction over the image.
+    """
+
+    file_name: str
+    score: ImageScore
+    truth: str
+    found: str
+
+
+def best_and_worst(scores: Sequence[ImageScore]) -> tuple[list[ImageScore], list[ImageScore]]:
+    """Choose the images to show: best first, worst first, none in both.
+
+    By quality; among equals those with more found, or more faults. No image without a fault is
+    among the worst, and none with nothing found among the best.
+    """
+    faulty = [score for score in scores if score.invented + score.missed]
+    worst = sorted(faulty, key=lambda s: (s.quality, -(s.invented + s.missed), str(s.image_id)))[
+        :_WORST
+    ]
+    left = [score for score in scores if score.found and score not in worst]
+    best = sorted(left, key=lambda s: (-s.quality, -s.found, str(s.image_id)))[:_BEST]
+    return best, worst
+
+
+class _Drawer:
+    """Draws images of one data set with what an evaluation folder holds of them."""
+
+    def __init__(self, dataset: Any, folder: Path, *, boxes: bool, wanted: set[ImageId]) -> None:
+        self.dataset = dataset
+        self.boxes = boxes
+        self.categories: Categories = dataset.categories
+        self.folder = folder
+        panoptic = (folder / "panoptic.json").exists()
+        truth = dataset.panoptic_ground_truth() if panoptic else dataset.coco_ground_truth()
+        self.records = {entry["id"]: entry for entry in truth["images"]}
+        self.truth = _by_image(truth["annotations"], wanted)
+        self.panoptic = panoptic
+        found = read_json(folder / ("panoptic.json" if panoptic else "results.json"))
+        self.found = _by_image(found["annotations"] if panoptic else found, wanted)
+
+    def image(self, image_id: ImageId) -> npt.NDArray[np.uint8]:
+        """The picture; raises a ValueError if it cannot be drawn on."""
+        record = self.records[image_id]
+        height, width = record["height"], record["width"]
+        if height * width > _MAX_PIXELS:
+            raise ValueError(f"{record['file_name']}: {width} x {height} pixels are too many")
+        image = read_image(self.dataset.image_dir / record["file_name"])
+        if image.shape[:2] != (height, width):
+            raise ValueError(f"{record['file_name']}: has another size than its annotations say")
+        return image
+
+    def draw(self, image_id: ImageId) -> tuple[str, str]:
+        """(ground truth, prediction) as data addresses."""
+        image = self.image(image_id)
+        size = (image.shape[0], image.shape[1])
+        scale = max(1, -(-_SMALL_SIDE // max(size)))
+        if self.panoptic:
+            pictures = [
+                self._panoptic(image, image_id, self.dataset.panoptic_dir, self.truth, scale),
+                self._panoptic(image, image_id, self.folder / "panoptic", self.found, scale),
+            ]
+        else:
+            ids, segments = _painted(self.truth.get(image_id, ()), size)
+            result = _result(self.found.get(image_id, ()), size, self.categories, self.boxes)
+            pictures = [
+                draw_panoptic(
+                    image, ids, segments, self.categories, draw_boxes=self.boxes, scale=scale
+                ),
+                draw_result(image, result, scale=scale),
+            ]
+        truth, found = (data_uri(_reduced(picture)) for picture in pictures)
+        return truth, found
+
+    def _panoptic(
+        self,
+        image: npt.NDArray[np.uint8],
+        image_id: ImageId,
+        folder: Path,
+        entries: Mapping[ImageId, list[Any]],
+        scale: int,
+    ) -> Image.Image:
+        (entry,) = entries[image_id]
+        # The predictions' PNGs have the names of the truth's, which the data set has checked.
+        (named,) = self.truth[image_id]
+        ids = read_segment_ids(folder / named["file_name"], self.records[image_id])
+        return draw_panoptic(image, ids, entry["segments_info"], self.categories, scale=scale)
+
+
+def draw_pairs(
+    dataset: Any, folder: Path, scores: Sequence[Sequence[ImageScore]], *, boxes: bool
+) -> tuple[list[list[Pair]], list[str]]:
+    """Draw groups of images.
+
+    Args:
+        dataset: One of `unisolo.data.DATASETS`.
+        folder: Of the evaluation.
+        scores: Groups of the images to draw.
+        boxes: Draw boxes (the detection task) instead of masks.
+
+    Returns:
+        The groups as pairs of pictures, and sentences about images that could not be drawn.
+    """
+    wanted = {score.image_id for group in scores for score in group}
+    if not wanted:
+        return [[] for _ in scores], []
+    drawer = _Drawer(dataset, folder, boxes=boxes, wanted=wanted)
+    groups: list[list[Pair]] = []
+    problems: list[str] = []
+    room = _MAX_BYTES
+    for group in scores:
+        pairs = []
+        for score in group:
+            try:
+                truth, found = drawer.draw(score.image_id)
+            except (OSError, ValueError) as error:  # an image was moved since; the rest is shown
+                problems.append(f"image {score.image_id} is not shown: {error}")
+                continue
+            room -= len(truth) + len(found)
+            if room < 0:
+                problems.append(f"image {score.image_id} is not shown: the page would be too large")
+                break
+            name = str(drawer.records[score.image_id]["file_name"])
+            pairs.append(Pair(name, score, truth, found))
+        groups.append(pairs)
+    return groups, problems
+
+
+def _by_image(entries: Iterable[Any], wanted: set[ImageId]) -> dict[ImageId, list[Any]]:
+    groups: dict[ImageId, list[Any]] = {image_id: [] for image_id in wanted}
+    for entry in entries:
+        if entry["image_id"] in wanted:
+            groups[entry["image_id"]].append(entry)
+    return groups
+
+
+def _painted(
+    entries: Iterable[Mapping[str, Any]], size: tuple[int, int]
+) -> tuple[npt.NDArray[np.int32], list[dict[str, Any]]]:
+    """Objects on one map, the smaller over the larger, and its segments."""
+    ids = np.zeros(size, dtype=np.int32)
+    segments = []
+    ordered = sorted(entries, key=lambda entry: -float(entry["area"]))
+    for place, entry in enumerate(ordered, start=1):
+        segmentation = usable(entry["segmentation"])
+        if segmentation is None:
+            continue
+        ids[decode(segmentation, *size)] = place
+        segments.append(
+            {"id": place, "category_id": entry["category_id"], "iscrowd": entry["iscrowd"]}
+        )
+    return ids, segments
+
+
+def _result(
+    entries: Iterable[Mapping[str, Any]],
+    size: tuple[int, int],
+    categories: Categories,
+    boxes: bool,
+) -> Result:
+    """Stored predictions that are scored high enough to be shown."""
+    kept = sorted(
+        (entry for entry in entries if entry["score"] >= KEPT), key=lambda entry: -entry["score"]
+    )
+    corners = [(x, y, x + w, y + h) for x, y, w, h in (entry["bbox"] for entry in kept)]
+    masks = None
+    if not boxes:
+        stack = np.zeros((len(kept), size[0], (size[1] + 7) // 8), dtype=np.uint8)
+        for place, entry in enumerate(kept):
+            stack[place] = np.packbits(decode(entry["segmentation"], *size), axis=-1)
+        masks = torch.from_numpy(stack)
+    return Result(
+        size,
+        categories,
+        torch.tensor([entry["score"] for entry in kept], dtype=torch.float32),
+        torch.tensor([categories.label(e["category_id"]) for e in kept], dtype=torch.int64),
+        torch.tensor(corners, dtype=torch.float32).reshape(-1, 4),
+        masks,
+    )
+
+
+def _reduced(picture: Image.Image) -> Image.Image:
+    factor = _LONG_SIDE / max(picture.size)
+    if factor >= 1:
+        return picture
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    return picture.resize(size, Image.Resampling.LANCZOS)
