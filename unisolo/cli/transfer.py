@@ -19,13 +19,14 @@ from unisolo.cli.common import (
     examples,
     friendly,
     parse_size,
-    table_console,
+    print_table,
 )
 from unisolo.cli.completion import complete_settings
 
 if TYPE_CHECKING:
     from unisolo.config import Config
     from unisolo.export import ExportReport
+    from unisolo.graphs import Size
 
 __all__ = ["export", "quantize"]
 
@@ -33,11 +34,12 @@ _FORM, _CHECK = "Form of the file", "Comparison with the model"
 
 
 class FormatChoice(str, Enum):
-    """The formats of `unisolo.export.formats.WRITERS`."""
+    """The formats of `unisolo.export.formats.WRITERS`, and a web page (`unisolo.export.web`)."""
 
     onnx = "onnx"
     torch = "torch"
     openvino = "openvino"
+    web = "web"
 
 
 class PrecisionChoice(str, Enum):
@@ -61,6 +63,7 @@ class ImageChoice(str, Enum):
         "unisolo export model.safetensors --out model.onnx --size input --fixed 448x768",
         "unisolo export model.safetensors --out model.xml --precision fp16 --images photos/",
         "unisolo export model.int8.onnx --out model.int8.xml",
+        "unisolo export model.safetensors --out page/ --format web",
     ),
 )
 @friendly
@@ -68,7 +71,9 @@ def export(
     checkpoint: Annotated[
         Path, typer.Argument(help="A model.safetensors, a model's name, or an exported .onnx.")
     ],
-    out: Annotated[Path, typer.Option(help="The file to write: .onnx, .pt2 or .xml.")],
+    out: Annotated[
+        Path, typer.Option(help="The file to write: .onnx, .pt2 or .xml; or a folder for web.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -107,6 +112,13 @@ def export(
         int | None,
         typer.Option(min=1, help="Images per run. Default: free.", rich_help_panel=_FORM),
     ] = None,
+    runtime: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of web: onnxruntime-web as a .tgz or folder. Default: fetched by npm.",
+            rich_help_panel=_FORM,
+        ),
+    ] = None,
     verify: Annotated[
         bool,
         typer.Option(
@@ -132,9 +144,16 @@ def export(
     comparison fails the exit code is 1; the file stays for inspection.
     """
     from unisolo.export import convert_graph, export_checkpoint
+    from unisolo.export.web import export_web, graph_to_web
     from unisolo.graphs import is_graph
     from unisolo.zoo import load_model
 
+    web = format is FormatChoice.web
+    if web and (size != "stride4" or batch not in (None, 1)):
+        raise ValueError("a web page needs --size stride4 and --batch 1, its defaults")
+    if runtime is not None and not web:
+        raise ValueError("--runtime belongs to --format web")
+    page: dict[str, Any] = {"name": checkpoint.stem, "runtime": runtime}
     with answer(as_json) as found:
         if is_graph(checkpoint):
             changed = (task, fixed, batch, overrides, images)
@@ -143,9 +162,12 @@ def export(
             )
             if any(changed) or not defaults:
                 raise ValueError(
-                    f"{checkpoint} is exported already; only its format can change (.onnx to .xml)"
+                    f"{checkpoint} is exported already; only its format can change (.onnx to .xml "
+                    "or a web page)"
                 )
-            report = convert_graph(checkpoint, out)
+            report = (
+                graph_to_web(checkpoint, out, **page) if web else convert_graph(checkpoint, out)
+            )
             typer.echo(f"{report.path}: {report.facts.task}, {report.facts.precision}")
             found |= _export_facts(report)
             return
@@ -153,27 +175,33 @@ def export(
         place, paths = "generated scenes", list[Path]()
         if verify:
             place, paths = _images(images, limit, model.config)
-        report = export_checkpoint(
-            model,
-            out,
-            format=None if format is None else format.value,
-            task=task,
-            size=(
-                "stride4"
-                if size == "stride4"
-                else "input"
-                if size == "input"
-                else parse_size(size, "--size")
-            ),
-            precision=precision.value,
-            image_dtype=images_as.value,
-            batch=batch,
-            image_size=None if fixed is None else parse_size(fixed, "--fixed"),
-            overrides=overrides or (),
-            images=list(paths) if verify else None,
-        )
+        settings: dict[str, Any] = {
+            "task": task,
+            "precision": precision.value,
+            "image_dtype": images_as.value,
+            "image_size": None if fixed is None else parse_size(fixed, "--fixed"),
+            "overrides": overrides or (),
+            "images": list(paths) if verify else None,
+        }
+        if web:
+            report = export_web(model, out, **page, **settings)
+        else:
+            report = export_checkpoint(
+                model,
+                out,
+                format=None if format is None else format.value,
+                size=_size_of_masks(size),
+                batch=batch,
+                **settings,
+            )
         found |= _export_facts(report)
         _tell_export(report, place)
+
+
+def _size_of_masks(text: str) -> Size:
+    if text == "stride4":
+        return "stride4"
+    return "input" if text == "input" else parse_size(text, "--size")
 
 
 def _tell_export(report: ExportReport, place: str) -> None:
@@ -252,7 +280,7 @@ def quantize(
         table.add_column(column, justify="right" if column else "left")
     for name, before, after, difference in change.rows():
         table.add_row(name, f"{before:.2f}", f"{after:.2f}", f"{difference:+.2f}")
-    table_console().print(table)
+    print_table(table)
 
 
 def _images(folder: Path | None, limit: int, config: Config | None) -> tuple[str, list[Path]]:

@@ -40,8 +40,8 @@ RUNTIME_FILES = {
         "39f9f0894d478800487ed9f7dbe92618498db320cf55c8e3d89adff8dce658da"
     ),
 }
-"""Files of the package's folder `dist` that a page loads, with their SHA-256: those for WebAssembly,
-then those for WebGPU, which only browsers that have it load."""
+"""Files of the package's folder `dist` that a page loads, with their SHA-256: those for
+WebAssembly, then those for WebGPU, which only browsers that have it load."""
 
 _LICENCES = ("LICENSE", "ThirdPartyNotices.txt")
 """ONNX Runtime's; the npm package leaves them out, the Python package has them."""

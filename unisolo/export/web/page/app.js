@@ -85,12 +85,10 @@ async function redraw() {
   });
   state.drawn = drawn;
   const canvas = $("canvas");
-  canvas.width = drawn.width;
-  canvas.height = drawn.height;
+  canvas.width = drawn.picture.width;
+  canvas.height = drawn.picture.height;
   canvas.getContext("2d").drawImage(drawn.picture, 0, 0);
   drawn.picture.close();
-  const small = Math.max(drawn.width, drawn.height) < 200;
-  $("figure").classList.toggle("tiny", small);
   $("figure").hidden = false;
   $("welcome").hidden = true;
   $("drop").classList.add("filled");

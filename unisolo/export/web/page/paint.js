@@ -72,18 +72,28 @@ function lineWidth(height, width) {
   return Math.max(1, Math.round(Math.sqrt(height * width) / 450));
 }
 
-/** Draw the boxes of regions on a 2D context. */
-export function drawBoxes(context, regions, height, width) {
+/**
+ * Draw the boxes of regions on a 2D context.
+ * @param {number} scale Pixels of the canvas for one of the image.
+ */
+export function drawBoxes(context, regions, scale) {
+  const { height, width } = context.canvas;
   context.lineWidth = Math.max(2, 2 * lineWidth(height, width));
   context.lineJoin = "round";
   for (const { box, color } of [...regions].sort((a, b) => b.area - a.area)) {
+    const [left, top, right, bottom] = box.map((side) => side * scale);
     context.strokeStyle = `rgb(${color.join(",")})`;
-    context.strokeRect(box[0], box[1], box[2] - box[0], box[3] - box[1]);
+    context.strokeRect(left, top, right - left, bottom - top);
   }
 }
 
-/** Write names on a 2D context, things first, each where it overlaps none written before. */
-export function drawLabels(context, regions, height, width, spots) {
+/**
+ * Write names on a 2D context, things first, each where it overlaps none written before.
+ * @param {number} scale As for `drawBoxes`.
+ * @param {Map|null} spots From `labelSpots`; null = the middles of the boxes.
+ */
+export function drawLabels(context, regions, scale, spots) {
+  const { height, width } = context.canvas;
   const size = Math.min(Math.max(Math.round(Math.sqrt(height * width) * 0.022), 10), 64);
   context.font = `600 ${size}px system-ui, sans-serif`;
   context.textBaseline = "middle";
@@ -94,7 +104,9 @@ export function drawLabels(context, regions, height, width, spots) {
     const high = Math.round(size * 1.5);
     const wide = Math.ceil(context.measureText(text).width + size * 1.5);
     if (wide > width || high > height || wide * high > room) continue;
-    const place = findPlace(region, wide, high, height, width, taken, spots?.get(region.id));
+    const box = region.box.map((side) => side * scale);
+    const spot = spots?.get(region.id)?.map((at) => (at + 0.5) * scale);
+    const place = findPlace(box, wide, high, height, width, taken, spot);
     if (place === null) continue;
     taken.push([place[0], place[1], place[0] + wide, place[1] + high]);
     room -= wide * high;
@@ -117,8 +129,7 @@ export function labelText({ name, isthing, score }) {
 }
 
 /** Upper left corner of a label, or null where no place is free. */
-function findPlace(region, wide, high, height, width, taken, spot) {
-  const [left, top, right, bottom] = region.box;
+function findPlace([left, top, right, bottom], wide, high, height, width, taken, spot) {
   const [x, y] = spot ?? [(left + right) / 2, (top + bottom) / 2];
   const beside = [
     [x - wide / 2, top - high - 1],

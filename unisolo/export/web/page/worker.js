@@ -144,18 +144,28 @@ function draw({ view, threshold, labels }) {
   else map = stackInstances(view === "boxes" ? [] : shown, height, width);
   const regions = makeRegions(entries, facts.categories);
   if (view !== "boxes") blendMap(rgba, map, regions, height, width);
-  const canvas = new OffscreenCanvas(width, height);
+  const scale = Math.max(1, Math.min(Math.round(1000 / Math.max(height, width)), 8));
+  const canvas = new OffscreenCanvas(width * scale, height * scale);
   const context = canvas.getContext("2d");
-  context.putImageData(new ImageData(rgba, width, height), 0, 0);
-  if (view === "boxes") drawBoxes(context, regions, height, width);
+  if (scale === 1) context.putImageData(new ImageData(rgba, width, height), 0, 0);
+  else drawLarge(context, rgba, height, width);
+  if (view === "boxes") drawBoxes(context, regions, scale);
   if (labels) {
     const spots = view === "boxes" ? null : labelSpots(map, regions, height, width);
-    drawLabels(context, regions, height, width, spots);
+    drawLabels(context, regions, scale, spots);
   }
   const picture = canvas.transferToImageBitmap();
   const copy = view === "boxes" ? null : map.slice(); // the worker keeps its own
   const answer = { picture, map: copy, regions, height, width };
   return [answer, copy === null ? [picture] : [picture, copy.buffer]];
+}
+
+/** Draw a small image over the whole canvas, so that lines and letters can be finer than it. */
+function drawLarge(context, rgba, height, width) {
+  const small = new OffscreenCanvas(width, height);
+  small.getContext("2d").putImageData(new ImageData(rgba, width, height), 0, 0);
+  context.imageSmoothingQuality = "high";
+  context.drawImage(small, 0, 0, context.canvas.width, context.canvas.height);
 }
 
 /** A file of the results: "coco" or "panoptic". */
