@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 from unisolo.cli.completion import complete_devices, complete_settings, complete_tasks
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.table import Table
 
 __all__ = [
     "DATA",
@@ -40,7 +40,7 @@ __all__ = [
     "examples",
     "friendly",
     "parse_size",
-    "table_console",
+    "print_table",
 ]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -281,14 +281,19 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def table_console() -> Console:
-    """Return a console for tables: as wide as the terminal, or wide enough for files and pipes."""
+def print_table(table: Table) -> None:
+    """Print a table as wide as the terminal, or wide enough in files and pipes, on stdout."""
     from rich.console import Console
 
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160
-    return console
+    if console.is_terminal:
+        console.print(table)
+        return
+    console.width = 160
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        typer.echo(line.rstrip())
 
 
 def parse_size(text: str, option: str) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unisolo.cli.common import table_console
+from unisolo.cli.common import print_table
 
 __all__ = ["print_metrics"]
 
@@ -25,7 +25,7 @@ def print_metrics(metrics: dict[str, float]) -> None:
     for name, cells in rows.items():
         columns = (cells.get(ending, "") for ending in ("", "_th", "_st"))
         table.add_row(name.replace("/", " "), *columns)
-    table_console().print(table)
+    print_table(table)
 
 
 def _percent(value: float) -> str:

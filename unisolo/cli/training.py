@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,8 +20,13 @@ from unisolo.cli.common import (
     app,
     examples,
     friendly,
+    print_table,
 )
 from unisolo.cli.metrics import print_metrics
+
+if TYPE_CHECKING:
+    from unisolo.choose import Chosen
+    from unisolo.config import Config
 
 __all__ = ["train"]
 
@@ -40,7 +46,9 @@ _GOING_ON = "Going on with a run"
 def train(
     overrides: Overrides = None,
     task: TaskOption = None,
-    config: Annotated[Path | None, typer.Option(help="YAML recipe, see configs/.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML recipe; without one all is chosen from the data.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="COCO-layout folder (data.root).")] = None,
     out: Annotated[Path | None, typer.Option(help="Results folder (train.out).")] = None,
     resume: Annotated[
@@ -71,10 +79,14 @@ def train(
 ) -> None:
     """Train a model on COCO-format data and evaluate it.
 
+    Without --config task, splits, network, image size, grids, batch and length are chosen from the
+    data and this machine: the first lines say what and why, and OUT/chosen.yaml keeps it. What is
+    given by hand wins.
+
     SIGTERM, SIGUSR1 and Ctrl-C end the run after the step in hand, its state saved: exit code 75,
     after Ctrl-C 130. A second Ctrl-C quits at once.
     """
-    from unisolo.config import ConfigError, load_config
+    from unisolo.config import ConfigError
     from unisolo.engine.nonfinite import replay as run_replay
     from unisolo.engine.stop import TrainingStopped
     from unisolo.engine.train import train as run_training
@@ -83,9 +95,12 @@ def train(
         raise ConfigError("give one of --resume, --auto-resume and --overwrite")
     if replay is not None:
         raise typer.Exit(0 if run_replay(replay, typer.echo) else 1)
-    values = _given(task=task, data={"root": data}, train={"out": out})
+    _check_overrides(overrides or ())
     with answer(as_json) as found:
-        settings = load_config(config, overrides or (), values=values)
+        values = {"task": task, "data": {"root": data}, "train": {"out": out}}
+        settings, chosen = _settings(
+            config, overrides or (), values, going_on=resume or auto_resume, overwrite=overwrite
+        )
         try:
             summary = run_training(
                 settings, resume="auto" if auto_resume else resume, overwrite=overwrite
@@ -101,6 +116,67 @@ def train(
                 f"model: {summary.checkpoint}"
             )
             found |= {"out": settings.train.out, **asdict(summary)}
+            found["chosen"] = [] if chosen is None else [asdict(one) for one in chosen.choices]
+
+
+def _check_overrides(overrides: Iterable[str]) -> None:
+    """Tell a folder or a recipe that lost its option from a setting."""
+    for text in overrides:
+        path = Path(text)
+        if "=" not in text and path.exists():
+            option = "--config" if path.is_file() else "--data"
+            raise ValueError(f"{text} is no setting: did you mean {option} {text}?")
+
+
+def _settings(
+    config: Path | None,
+    overrides: Sequence[str],
+    values: dict[str, Any],
+    *,
+    going_on: bool,
+    overwrite: bool,
+) -> tuple[Config, Chosen | None]:
+    """The settings of a recipe, of the run that goes on, or chosen (and then told and kept)."""
+    from unisolo.choose import choose, default_out
+    from unisolo.config import Config, load_config
+
+    given = _given(**values)
+    settings = load_config(config, overrides, values=given)
+    root, out = settings.data.root, settings.train.out
+    if config is None and going_on:
+        folder = default_out(root) if root is not None and out == Config().train.out else out
+        if (folder / "config.yaml").is_file():
+            values = {**values, "train": {"out": folder}}
+            return load_config(folder / "config.yaml", overrides, values=_given(**values)), None
+    if config is not None or root is None:
+        return settings, None
+    chosen = choose(root, task=values["task"], out=values["train"]["out"], overrides=overrides)
+    if _is_main_process():
+        _tell(chosen, overwrite)
+    return chosen.config, chosen
+
+
+def _tell(chosen: Chosen, overwrite: bool) -> None:
+    """Print what was chosen, and keep it beside the run, unless the folder holds another run."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from unisolo.doctor.findings import printable
+    from unisolo.engine.run import holds_run
+    from unisolo.files import write_bytes
+
+    table = Table(title="Chosen from the data and this machine", title_justify="left", box=None)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(ratio=2)
+    table.add_column(ratio=3, style="dim")
+    for choice in chosen.choices:
+        cells = (choice.what, choice.value, choice.why)
+        table.add_row(*(Text(printable(cell)) for cell in cells))  # names are not markup
+    print_table(table)
+    out = chosen.config.train.out
+    if overwrite or not holds_run(out):
+        write_bytes(out / "chosen.yaml", chosen.to_yaml().encode())
+        typer.echo(f"\nthe same as a recipe: {out / 'chosen.yaml'}")
 
 
 def _given(**values: Any) -> dict[str, Any]:
