@@ -15,6 +15,9 @@ from unisolo.results import Result
 
 __all__ = ["mask_targets", "to_fiftyone"]
 
+_NUDGE = 1e-6
+"""FiftyOne cuts fractions of pixels off, so 53 * (2 / 53) = 1.9999... would cost one."""
+
 
 def mask_targets(categories: Categories) -> dict[int, str]:
     """Return the names of a `Segmentation`'s values, for `dataset.default_mask_targets`.
@@ -46,8 +49,8 @@ def to_fiftyone(result: Result) -> dict[str, Any]:
             Detection(
                 label=one.categories[int(one.labels[0])].name,
                 bounding_box=[
-                    left / width,
-                    top / height,
+                    (left + _NUDGE) / width,
+                    (top + _NUDGE) / height,
                     (right - left) / width,
                     (bottom - top) / height,
                 ],
