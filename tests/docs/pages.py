@@ -168,7 +168,8 @@ def _small(line: str) -> tuple[list[str], tuple[int, ...]]:
     command = words_of(line)
     name = command[1] if command[0] == "unisolo" else Path(command[-1 % len(command)]).stem
     if command[0] == "python":
-        name = Path(command[1]).stem
+        added_task = command[1].startswith("docs/examples/")  # a script that is the command line
+        name = command[2] if added_task else Path(command[1]).stem
     if name == "train" and "--replay" not in command:
         return [*tiny_settings(), "--overwrite"] if "resume" not in line else [], (0,)
     if name in ("shapes", "make_shapes"):
