@@ -31,7 +31,7 @@ def demo(
         int | None, typer.Option(min=1, max=65535, help="Default: the first free from 7860.")
     ] = None,
     examples: Annotated[
-        Path | None, typer.Option(help="Folder with pictures to offer on the page.")
+        Path | None, typer.Option(help="Folder whose first 6 pictures are offered on the page.")
     ] = None,
     browser: Annotated[
         bool, typer.Option("--browser", help="Open the page in this machine's browser.")
@@ -46,14 +46,16 @@ def demo(
     Example: unisolo demo --checkpoint runs/quickstart/model.safetensors
     """
     from unisolo.demo import find_checkpoint, serve
+    from unisolo.predict_files import find_images
 
+    offered = [] if examples is None else find_images(examples)[:6]
     serve(
         find_checkpoint() if checkpoint is None else checkpoint,
         task=task,
         device=device,
         host=host,
         port=port,
-        examples=examples,
+        examples=offered,
         open_browser=browser,
         say=typer.echo,
         warn=lambda sentence: typer.secho(sentence, fg="yellow", err=True),

@@ -30,9 +30,8 @@ __all__ = ["Answers", "Choice", "download", "without"]
 MAX_PIXELS = 32_000_000
 """Largest picture taken: results and their pictures have the size of the original."""
 _VIEW_SIDE = 1280
-"""Longest side of the picture on the page."""
-_SMALL_SIDE = 768
-"""Smaller pictures are enlarged by whole factors up to about this, for fine lines and letters."""
+"""Longest side of the picture on the page; smaller ones are enlarged by whole factors up to it, for
+fine lines and letters."""
 
 
 @dataclass(frozen=True)
@@ -272,7 +271,7 @@ def _too_large(name: str) -> str:
 
 def _view(kept: Kept, result: Result) -> bytes:
     longest = max(result.image_size)
-    picture = draw_result(kept.image, result, scale=max(1, min(8, _SMALL_SIDE // longest)))
+    picture = draw_result(kept.image, result, scale=max(1, min(8, _VIEW_SIDE // longest)))
     if longest > _VIEW_SIDE:
         picture.thumbnail((_VIEW_SIDE, _VIEW_SIDE), Image.Resampling.LANCZOS)
     return _encoded(picture, "JPEG")

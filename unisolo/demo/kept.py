@@ -147,7 +147,12 @@ def moved(outputs: Outputs | Selected, device: torch.device) -> Outputs | Select
     if isinstance(outputs, Selected):
         return outputs
     extras = {name: tensor.to(device) for name, tensor in outputs.extras.items()}
-    return Outputs(*(tensor.to(device) for tensor in outputs[:3]), extras)
+    return Outputs(
+        outputs.category_logits.to(device),
+        outputs.kernels.to(device),
+        outputs.mask_features.to(device),
+        extras,
+    )
 
 
 def _sizes(value: Any) -> list[int]:

@@ -17,11 +17,7 @@ from unisolo.demo.answers import Answers, Choice
 __all__ = ["build_page", "look"]
 
 _DEVICE = {"concurrency_id": "device", "concurrency_limit": 1, "api_visibility": "private"}
-_NAMES = {
-    "panoptic": ("Everything", "panoptic"),
-    "instance": ("Objects", "instance"),
-    "detection": ("Boxes", "detection"),
-}
+_NAMES = {"panoptic": "Everything", "instance": "Objects", "detection": "Boxes"}
 _CACHE_AGE = 3600
 _log = logging.getLogger("unisolo.demo")
 
@@ -70,9 +66,7 @@ def build_page(
         fill_width=True,
         delete_cache=(_CACHE_AGE, _CACHE_AGE),
     ) as page:
-        key = gr.State(
-            None, time_to_live=_CACHE_AGE, delete_callback=lambda key: answers.store.drop(key)
-        )
+        key = gr.State(None, delete_callback=answers.store.drop)
         gr.HTML(_header(answers, checkpoint), elem_id="us-header")
         with gr.Row(elem_id="us-main"):
             with gr.Column(scale=0, min_width=340, elem_id="us-side"):
@@ -143,7 +137,7 @@ def build_page(
 def _controls(answers: Answers, start: Choice) -> tuple[Any, list[Any], list[Any]]:
     """Make the task switch, the sliders in the order of `Choice`, and those of panoptic alone."""
     task = gr.Radio(
-        [(_NAMES.get(name, (name,))[0], name) for name in answers.tasks],
+        [(_NAMES.get(name, name), name) for name in answers.tasks],
         value=start.task,
         label="Find",
         elem_id="us-task",
@@ -151,28 +145,52 @@ def _controls(answers: Answers, start: Choice) -> tuple[Any, list[Any], list[Any
     score = gr.Slider(
         0.0, 1.0, start.min_score, step=0.01, label="Minimum score", elem_id="us-score", buttons=[]
     )
+    free, panoptic = not answers.selection_is_fixed, start.task == "panoptic"
+    mask, candidate = start.mask_threshold, start.candidate_threshold
     with gr.Accordion("More settings", open=False, elem_id="us-more"):
-        free = not answers.selection_is_fixed
-        mask = gr.Slider(
-            0.05, 0.95, start.mask_threshold, step=0.05, label="Mask threshold",
-            info="Higher: tighter masks", visible=free, buttons=[],
-        )  # fmt: skip
-        candidate = gr.Slider(
-            0.01, 0.9, start.candidate_threshold, step=0.01, label="Candidate threshold",
-            info="Lower: more faint objects are looked at", visible=free, buttons=[],
-        )  # fmt: skip
-        panoptic = start.task == "panoptic"
+        masks = gr.Slider(
+            minimum=min(0.05, mask),
+            maximum=max(0.95, mask),
+            value=mask,
+            step=0.05,
+            label="Mask threshold",
+            info="Higher: tighter masks",
+            visible=free,
+            buttons=[],
+        )
+        candidates = gr.Slider(
+            minimum=min(0.01, candidate),
+            maximum=1.0,
+            value=candidate,
+            step=0.01,
+            label="Candidate threshold",
+            info="Lower: fainter objects are looked at; lower the score as well",
+            visible=free,
+            buttons=[],
+        )
         overlap = gr.Slider(
-            0.0, 1.0, start.panoptic_overlap_threshold, step=0.05, label="Hidden share",
-            info="Objects covered more than this are left out", visible=panoptic, buttons=[],
-        )  # fmt: skip
+            minimum=0.0,
+            maximum=1.0,
+            value=start.panoptic_overlap_threshold,
+            step=0.05,
+            label="Hidden share",
+            info="Objects that others cover more than this are left out",
+            visible=panoptic,
+            buttons=[],
+        )
         area = gr.Slider(
-            0, max(16384, start.stuff_area_threshold), start.stuff_area_threshold, step=16,
-            label="Smallest region", info="Pixels of the picture", visible=panoptic, buttons=[],
-        )  # fmt: skip
-        if not free and not any(name == "panoptic" for name in answers.tasks):
-            gr.Markdown("The other thresholds are constants of this exported graph.")
-    return task, [score, mask, candidate, overlap, area], [overlap, area]
+            minimum=0,
+            maximum=max(16384, start.stuff_area_threshold),
+            value=start.stuff_area_threshold,
+            step=16,
+            label="Smallest region",
+            info="Regions with fewer pixels are left out",
+            visible=panoptic,
+            buttons=[],
+        )
+        if not free:
+            gr.Markdown("The thresholds up to Matrix NMS are constants of this exported graph.")
+    return task, [score, masks, candidates, overlap, area], [overlap, area]
 
 
 class _Desk:

@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from types import FrameType
@@ -17,14 +17,12 @@ from typing import Any
 from unisolo.demo.answers import Answers, download
 from unisolo.demo.kept import PictureGone, Store
 from unisolo.demo.offline import Headers, is_loopback, refuse_connections, silence_telemetry
-from unisolo.predict_files import find_images
 from unisolo.predictor import Predictor
 
 __all__ = ["serve"]
 
 MAX_UPLOAD = "40mb"
 _MAX_SESSIONS = 200
-_MAX_EXAMPLES = 6
 
 
 def serve(
@@ -34,7 +32,7 @@ def serve(
     device: str = "auto",
     host: str = "127.0.0.1",
     port: int | None = None,
-    examples: Path | None = None,
+    examples: Sequence[Path] = (),
     open_browser: bool = False,
     say: Callable[[str], None] = print,
     warn: Callable[[str], None] = print,
@@ -47,17 +45,16 @@ def serve(
         device: As for `Predictor`.
         host: Address to listen on.
         port: Port; None = the first free one from 7860.
-        examples: Folder whose first images are offered to click on; None = none.
+        examples: Pictures to click on.
         open_browser: Open the page in the browser of this machine.
         say: Told the address, and each picture's size and time.
         warn: Told that others can reach the page.
 
     Raises:
         ImportError: If gradio is not installed.
-        ValueError: As `Predictor`, or if there is no image in `examples`.
+        ValueError: As `Predictor`.
         OSError: If the port is taken.
     """
-    shown = find_images(examples)[:_MAX_EXAMPLES] if examples is not None else []
     uploads = Path(tempfile.mkdtemp(prefix="unisolo-demo-"))
     try:
         silence_telemetry()
@@ -70,7 +67,7 @@ def serve(
 
         predictor = Predictor(checkpoint, task=task, device=device)  # may fetch weights by name
         answers = Answers(predictor, Store())
-        page = build_page(answers, Path(checkpoint), uploads, shown, say)
+        page = build_page(answers, Path(checkpoint), uploads, examples, say)
         refuse_connections(host)
         _run(page, answers, host, port, open_browser, say, warn)
     finally:
