@@ -1,0 +1,82 @@
+"""The command that brings data sets of other formats."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unisolo.cli.common import DebugOption, app, friendly
+
+__all__ = ["convert_data"]
+
+
+class SourceChoice(str, Enum):
+    """The formats read; auto = told by what is in the folder."""
+
+    auto = "auto"
+    yolo = "yolo"
+    labelme = "labelme"
+    voc = "voc"
+    masks = "masks"
+
+
+@app.command("convert-data")
+@friendly
+def convert_data(
+    src: Annotated[Path, typer.Argument(help="Folder of the data set.", metavar="SRC")],
+    out: Annotated[Path, typer.Option(help="COCO-layout folder to write.")],
+    source: Annotated[
+        SourceChoice, typer.Option("--from", help="Format; auto looks into the folder.")
+    ] = SourceChoice.auto,
+    names: Annotated[
+        Path | None, typer.Option(help="Class names, one a line (voc, masks).")
+    ] = None,
+    stuff: Annotated[
+        list[str] | None, typer.Option(help="A class that is a region (masks); repeat it.")
+    ] = None,
+    val_share: Annotated[
+        float, typer.Option(help="Validation images, where the source has no splits.")
+    ] = 0.2,
+    seed: Annotated[int, typer.Option(help="Which images those are.")] = 0,
+    boxes_as_masks: Annotated[
+        bool, typer.Option("--boxes-as-masks", help="Take boxes for outlines (yolo).")
+    ] = False,
+    link: Annotated[bool, typer.Option("--link", help="Link images, do not copy.")] = False,
+    skip_faulty: Annotated[
+        bool, typer.Option("--skip-faulty", help="Leave out what cannot be used.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier conversion in OUT.")
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Write a YOLO, LabelMe, VOC or mask-PNG data set as a COCO-layout folder to train on.
+
+    Whatever cannot be used is listed with its file and entry, and nothing is written.
+
+    Example: unisolo convert-data my_yolo --out my_data
+    """
+    from unisolo.convert_data import convert_data as run
+    from unisolo.convert_data.source import Options
+
+    summary = run(
+        src,
+        out,
+        form=source.value,
+        options=Options(names, tuple(stuff or ()), boxes_as_masks),
+        val_share=val_share,
+        seed=seed,
+        link=link,
+        skip_faulty=skip_faulty,
+        overwrite=overwrite,
+    )
+    for split, count in summary.images.items():
+        typer.echo(f"{split}: {count} images, {summary.objects[split]} objects")
+    for note in summary.notes:
+        typer.secho(f"note: {note}", fg="yellow", err=True)
+    for fault in summary.faults:
+        typer.secho(f"left out: {fault}", fg="yellow", err=True)
+    typer.echo(f"{summary.form} data set as COCO: {out}; look at it with: unisolo doctor {out}")
