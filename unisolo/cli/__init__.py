@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from unisolo.cli.common import app
+from unisolo.cli.data import convert_data
 from unisolo.cli.demo import demo
+from unisolo.cli.examining import doctor
 from unisolo.cli.generating import shapes
 from unisolo.cli.measuring import benchmark
 from unisolo.cli.report import report
-from unisolo.cli.running import compare, doctor, evaluate, predict
+from unisolo.cli.running import compare, evaluate, predict
 from unisolo.cli.training import train
 from unisolo.cli.transfer import export, quantize
 from unisolo.cli.weights import convert, models
@@ -17,6 +19,7 @@ __all__ = [
     "benchmark",
     "compare",
     "convert",
+    "convert_data",
     "demo",
     "doctor",
     "evaluate",

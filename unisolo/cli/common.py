@@ -50,7 +50,7 @@ TRAINING, USE, MODELS, DATA = "Train and judge", "Use a model", "Models and file
 OUTPUT = "Output"
 
 _ORDER = (
-    *("train", "evaluate", "compare", "predict", "demo"),
+    *("train", "evaluate", "compare", "report", "predict", "demo"),
     *("doctor", "convert-data", "shapes"),
     *("models", "convert", "export", "quantize", "benchmark"),
 )
@@ -115,7 +115,11 @@ def main(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+            "--version",
+            metavar="",
+            callback=_print_version,
+            is_eager=True,
+            help="Show the version and exit.",
         ),
     ] = False,
 ) -> None:
@@ -126,7 +130,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         help="Settings as key.sub=value, e.g. train.lr=0.001",
-        metavar="[KEY=VALUE]...",
+        metavar="KEY=VALUE",
         autocompletion=complete_settings,
     ),
 ]
@@ -141,12 +145,16 @@ JsonOption = Annotated[
     bool,
     typer.Option(
         "--json",
+        metavar="",
         help="Print one JSON document; all else goes to stderr.",
         rich_help_panel=OUTPUT,
     ),
 ]
 DebugOption = Annotated[
-    bool, typer.Option("--debug", help="Show the full trace of an error.", rich_help_panel=OUTPUT)
+    bool,
+    typer.Option(
+        "--debug", metavar="", help="Show the full trace of an error.", rich_help_panel=OUTPUT
+    ),
 ]
 
 

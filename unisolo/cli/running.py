@@ -1,4 +1,4 @@
-"""Commands that evaluate, predict, compare and examine."""
+"""Commands that run a model: evaluate, predict, compare."""
 
 from __future__ import annotations
 
@@ -12,28 +12,27 @@ from typing import Annotated
 import typer
 
 from unisolo.cli.common import (
-    DATA,
     OUTPUT,
     TRAINING,
     USE,
     DebugOption,
     DeviceOption,
     JsonOption,
-    Overrides,
     TaskOption,
     answer,
     app,
     examples,
     friendly,
 )
+from unisolo.cli.completion import complete_settings
 from unisolo.cli.metrics import print_metrics
 
-__all__ = ["compare", "doctor", "evaluate", "predict"]
+__all__ = ["compare", "evaluate", "predict"]
 
 CheckpointOption = Annotated[
     Path, typer.Option(help="A model.safetensors, an exported graph, or a model's name.")
 ]
-_LEARNING = "Can it be learned?"
+_THRESHOLDS = "Thresholds"
 
 
 class BackendChoice(str, Enum):
@@ -57,9 +56,18 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="COCO-layout folder.")],
     split: Annotated[str | None, typer.Option(help="Default: the checkpoint's val split.")] = None,
     task: TaskOption = None,
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Settings as key.sub=value, e.g. inference.max_instances=50",
+            metavar="KEY=VALUE",
+            autocompletion=complete_settings,
+        ),
+    ] = None,
     device: DeviceOption = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 8,
+    batch_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Images per forward pass.")
+    ] = 8,
     backend: Annotated[
         BackendChoice, typer.Option(help="official = pycocotools and panopticapi.")
     ] = BackendChoice.hotcoco,
@@ -120,7 +128,7 @@ def evaluate(
     rich_help_panel=USE,
     epilog=examples(
         "unisolo predict photos/ --checkpoint runs/my_data/model.safetensors --out seen",
-        "unisolo predict street.jpg --checkpoint model.onnx --out seen --score-threshold 0.5",
+        "unisolo predict a.jpg --checkpoint model.onnx --out seen --score-threshold 0.5",
         "unisolo predict photos/ --checkpoint model.safetensors --out seen --explain",
     ),
 )
@@ -131,21 +139,40 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for overlays and JSON files.")],
     task: TaskOption = None,
     score_threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Instances scored lower are left out.")
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="",
+            help="Instances scored lower are left out.",
+            rich_help_panel=_THRESHOLDS,
+        ),
     ] = 0.3,
     candidate_threshold: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Least category probability. Default: the checkpoint's."),
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="",
+            help="Least category probability. Default: the checkpoint's.",
+            rich_help_panel=_THRESHOLDS,
+        ),
     ] = None,
     device: DeviceOption = "auto",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only the first N images.")
+    ] = None,
     scale: Annotated[
-        int, typer.Option(min=1, help="Enlarge the overlays N times.", rich_help_panel=OUTPUT)
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Enlarge the overlays N times.", rich_help_panel=OUTPUT
+        ),
     ] = 1,
     explain: Annotated[
         bool,
         typer.Option(
             "--explain",
+            metavar="",
             help="Say of each image what every threshold left.",
             rich_help_panel=OUTPUT,
         ),
@@ -195,19 +222,17 @@ def predict(
     rich_help_panel=TRAINING,
     epilog=examples(
         "unisolo compare --checkpoint model.safetensors --data my_data --out sheet.jpg",
-        "unisolo compare --checkpoint model.onnx --data my_data --split val --limit 12 --out s.png",
+        "unisolo compare --checkpoint model.onnx --data my_data --limit 12 --out s.png",
     ),
 )
 @friendly
 def compare(
-    checkpoint: Annotated[
-        Path, typer.Option(help="A model.safetensors, an exported graph, or a model's name.")
-    ],
+    checkpoint: CheckpointOption,
     data: Annotated[Path, typer.Option(help="COCO-layout folder with the task's annotations.")],
     out: Annotated[Path, typer.Option(help="The picture to write, .jpg or .png.")],
     task: TaskOption = None,
-    split: Annotated[str, typer.Option(help="Which part of the data.")] = "val2017",
-    limit: Annotated[int, typer.Option(min=1, help="How many images.")] = 6,
+    split: Annotated[str | None, typer.Option(help="Default: the checkpoint's val split.")] = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many images.")] = 6,
     device: DeviceOption = "auto",
     debug: DebugOption = False,
 ) -> None:
@@ -217,83 +242,10 @@ def compare(
     from unisolo.predictor import Predictor
 
     predictor = Predictor(checkpoint, task=task, device=device)
-    dataset = comparison_data(predictor, data, split)
+    dataset = comparison_data(predictor, data, split or predictor.config.data.val_split)
     sheet = comparison_sheet(predictor, dataset, limit=limit)
     write_atomically(out, lambda temporary: sheet.save(temporary, quality=90))
     typer.echo(f"image, ground truth, prediction: {out}")
-
-
-@app.command(
-    rich_help_panel=DATA,
-    epilog=examples(
-        "unisolo doctor my_data",
-        "unisolo doctor my_data --html report.html --fix my_data_mended",
-        "unisolo doctor my_data --overfit 8",
-        "unisolo doctor my_data --json - | jq .errors",
-    ),
-)
-@friendly
-def doctor(
-    data: Annotated[Path, typer.Argument(help="COCO-layout folder.", metavar="DATA")],
-    overrides: Overrides = None,
-    task: TaskOption = None,
-    split: Annotated[
-        list[str] | None, typer.Option(help="Split to check; repeat it. Default: train and val.")
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML recipe: image size, grids.")] = None,
-    overfit: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Instead: can N training images be learned at all?",
-            rich_help_panel=_LEARNING,
-        ),
-    ] = None,
-    steps: Annotated[
-        int,
-        typer.Option(min=1, help="Training steps of --overfit.", rich_help_panel=_LEARNING),
-    ] = 150,
-    html: Annotated[
-        Path | None, typer.Option(help="Write one page with pictures.", rich_help_panel=OUTPUT)
-    ] = None,
-    fix: Annotated[
-        Path | None,
-        typer.Option(help="Write a repaired copy to this folder.", rich_help_panel=OUTPUT),
-    ] = None,
-    json_file: Annotated[
-        str | None,
-        typer.Option(
-            "--json",
-            help="Write everything found to this file; - prints it.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
-    debug: DebugOption = False,
-) -> None:
-    """Check a data set: everything wrong with it, how to mend it, and what the grids make of it.
-
-    The exit code is 1 if there are errors (with --overfit: if the images cannot be learned).
-    """
-    if overfit is not None:
-        from unisolo.overfit import check_learning
-
-        if split or json_file or html or fix:
-            raise ValueError(
-                "--overfit trains instead of examining: give it without --split, "
-                "--json, --html and --fix"
-            )
-        verdict = check_learning(
-            data, task=task, images=overfit, steps=steps, config=config, overrides=overrides or ()
-        )
-        typer.echo(verdict.sentence)
-        healthy = verdict.learned
-    else:
-        from unisolo.doctor.command import doctor_config, run_doctor
-
-        settings = doctor_config(data, task=task, config=config, overrides=overrides or ())
-        healthy = run_doctor(settings, splits=split, json_file=json_file, html=html, fix=fix)
-    if not healthy:
-        raise typer.Exit(1)
 
 
 def _check_overrides(overrides: Iterable[str]) -> None:

@@ -45,27 +45,36 @@ _GOING_ON = "Going on with a run"
 @friendly
 def train(
     overrides: Overrides = None,
+    data: Annotated[
+        Path | None, typer.Option(help="COCO-layout folder; alone it is enough.")
+    ] = None,
     task: TaskOption = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML recipe; without one all is chosen from the data.")
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="COCO-layout folder (data.root).")] = None,
-    out: Annotated[Path | None, typer.Option(help="Results folder (train.out).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Results folder. Default: runs/<name of the data>.")
+    ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with the run in OUT.", rich_help_panel=_GOING_ON),
+        typer.Option(
+            "--resume", metavar="", help="Go on with the run in OUT.", rich_help_panel=_GOING_ON
+        ),
     ] = False,
     auto_resume: Annotated[
         bool,
         typer.Option(
             "--auto-resume",
+            metavar="",
             help="Go on if OUT holds a run, else start one.",
             rich_help_panel=_GOING_ON,
         ),
     ] = False,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Replace OUT's run.", rich_help_panel=_GOING_ON),
+        typer.Option(
+            "--overwrite", metavar="", help="Replace OUT's run.", rich_help_panel=_GOING_ON
+        ),
     ] = False,
     replay: Annotated[
         Path | None,
@@ -79,9 +88,9 @@ def train(
 ) -> None:
     """Train a model on COCO-format data and evaluate it.
 
-    Without --config task, splits, network, image size, grids, batch and length are chosen from the
-    data and this machine: the first lines say what and why, and OUT/chosen.yaml keeps it. What is
-    given by hand wins.
+    Without --config all is chosen from the data and this machine (task, splits, network, image
+    size, grids, batch, length): the first lines say what and why, and OUT/chosen.yaml keeps it.
+    What is given by hand wins.
 
     SIGTERM, SIGUSR1 and Ctrl-C end the run after the step in hand, its state saved: exit code 75,
     after Ctrl-C 130. A second Ctrl-C quits at once.

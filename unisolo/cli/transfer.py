@@ -61,7 +61,7 @@ class ImageChoice(str, Enum):
     epilog=examples(
         "unisolo export runs/my_data/model.safetensors --out model.onnx",
         "unisolo export model.safetensors --out model.onnx --size input --fixed 448x768",
-        "unisolo export model.safetensors --out model.xml --precision fp16 --images photos/",
+        "unisolo export model.safetensors --out model.xml --precision fp16",
         "unisolo export model.int8.onnx --out model.int8.xml",
         "unisolo export model.safetensors --out page/ --format web",
     ),
@@ -78,7 +78,7 @@ def export(
         list[str] | None,
         typer.Argument(
             help="Settings of inference.* and data.*, e.g. inference.max_instances=50",
-            metavar="[KEY=VALUE]...",
+            metavar="KEY=VALUE",
             autocompletion=complete_settings,
         ),
     ] = None,
@@ -110,7 +110,9 @@ def export(
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="Images per run. Default: free.", rich_help_panel=_FORM),
+        typer.Option(
+            min=1, metavar="N", help="Images per run. Default: free.", rich_help_panel=_FORM
+        ),
     ] = None,
     runtime: Annotated[
         Path | None,
@@ -133,7 +135,8 @@ def export(
         ),
     ] = None,
     limit: Annotated[
-        int, typer.Option(min=1, help="Most images to compare on.", rich_help_panel=_CHECK)
+        int,
+        typer.Option(min=1, metavar="N", help="Most images to compare on.", rich_help_panel=_CHECK),
     ] = 8,
     as_json: JsonOption = False,
     debug: DebugOption = False,
