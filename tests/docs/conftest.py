@@ -31,9 +31,21 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         model = lively_model("inference.max_instances=15", categories=categories)
     save_model(model, folder / "model.safetensors")
+    write_yolo(folder / "my_yolo", scenes[:3])
     for name in ("configs", "tools", "docs"):
         (folder / name).symlink_to(ROOT / name)
     return folder
+
+
+def write_yolo(root: Path, images: list[Path]) -> None:
+    """A data set in YOLO's segmentation format: one triangle an image."""
+    for kind in ("images", "labels"):
+        (root / kind / "train").mkdir(parents=True)
+    (root / "data.yaml").write_text("train: images/train\nnames: [triangle]\n")
+    for image in images:
+        (root / "images" / "train" / image.name).write_bytes(image.read_bytes())
+        label = root / "labels" / "train" / f"{image.stem}.txt"
+        label.write_text("0 0.2 0.2 0.8 0.2 0.5 0.8\n")
 
 
 @pytest.fixture(scope="session")

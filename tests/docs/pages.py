@@ -166,10 +166,9 @@ def run_command(line: str, where: str) -> None:
 def _small(line: str) -> tuple[list[str], tuple[int, ...]]:
     """Words that make a command small, and the exit codes it may then have."""
     command = words_of(line)
-    name = command[1] if command[0] == "unisolo" else Path(command[-1 % len(command)]).stem
-    if command[0] == "python":
-        added_task = command[1].startswith("docs/examples/")  # a script that is the command line
-        name = command[2] if added_task else Path(command[1]).stem
+    if command[0] == "python" and len(command) > 2 and command[1].startswith("docs/examples/"):
+        command = command[1:]  # an example that is the `unisolo` command with more in it
+    name = Path(command[1]).stem if len(command) > 1 else ""
     if name == "train" and "--replay" not in command:
         return [*tiny_settings(), "--overwrite"] if "resume" not in line else [], (0,)
     if name in ("shapes", "make_shapes"):
