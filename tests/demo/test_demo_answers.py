@@ -238,3 +238,22 @@ def test_the_newest_run_is_found_or_the_way_to_one_is_told(tmp_path: Path) -> No
         place.touch()
         os.utime(place, (1e9 - age, 1e9 - age))
     assert find_checkpoint(tmp_path) == tmp_path / "new" / "model.safetensors"
+
+
+@pytest.mark.slow
+def test_an_exported_graph_answers_too(tmp_path: Path, photo: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from unisolo.export import export_checkpoint
+
+    graph = tmp_path / "model.onnx"
+    export_checkpoint(lively_model(), graph, size="stride4", images=None)
+    predictor = Predictor(graph)
+    answers = Answers(predictor, Store())
+    start = answers.start()
+    assert answers.selection_is_fixed and start.task == "panoptic"
+    key = answers.take(photo, "photo.png")
+    page = answers.show(key, start)
+    expected = predictor.predict(photo, score_threshold=start.min_score)
+    assert len(page["segments"]) == len(expected.segments_info) > 0
+    coco = json.loads(download(answers.store.get(key), "coco.json")[0])
+    assert coco == expected.to_coco("photo")
