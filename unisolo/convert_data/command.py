@@ -99,7 +99,10 @@ def convert_data(
     form = find_format(src) if form == "auto" else form
     log = Log()
     source = FORMATS[form](src, options or Options(), log)
-    items = assign_splits(source.items, val_share, seed, log)
+    try:
+        items = assign_splits(source.items, val_share, seed, log)
+    except DatasetError as error:  # faults of the other images may be why
+        raise DatasetError("\n".join([*log.faults[:_FAULTS_SHOWN], str(error)])) from None
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
     try:
