@@ -35,7 +35,7 @@ INSTALLS = ("make", "pip", "git", "cd")
 
 _FENCE = re.compile(r"((?:^<!-- .*? -->\n)*)^```(\w*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _MARK = re.compile(r"<!-- not run: (.+?) -->")
-_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)[^)]*\)")
+_LINK = re.compile(r"\]\(([^)\s]+)[^)]*\)")
 
 
 @dataclass(frozen=True)
