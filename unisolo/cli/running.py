@@ -130,11 +130,14 @@ def evaluate(
         "unisolo predict photos/ --checkpoint runs/my_data/model.safetensors --out seen",
         "unisolo predict a.jpg --checkpoint model.onnx --out seen --score-threshold 0.5",
         "unisolo predict photos/ --checkpoint model.safetensors --out seen --explain",
+        "unisolo predict clip.mp4 --checkpoint model.safetensors --out seen",
     ),
 )
 @friendly
 def predict(
-    source: Annotated[Path, typer.Argument(help="An image, or a folder.", metavar="IMAGE|FOLDER")],
+    source: Annotated[
+        Path, typer.Argument(help="An image, a folder of images, or a video.", metavar="SOURCE")
+    ],
     checkpoint: CheckpointOption,
     out: Annotated[Path, typer.Option(help="Folder for overlays and JSON files.")],
     task: TaskOption = None,
@@ -182,11 +185,40 @@ def predict(
 ) -> None:
     """Predict images: overlays, COCO results and, for panoptic, PNG and JSON.
 
-    Images that cannot be read are listed at the end, and the exit code is then 1.
+    A video gives an annotated video and a line of JSON a frame, with track ids. Images that cannot
+    be read are listed at the end, and the exit code is then 1, as it is for a video that breaks
+    off.
     """
     from unisolo.predict_files import find_images, predict_files
     from unisolo.predictor import Predictor
+    from unisolo.video import is_video, predict_video
 
+    if is_video(source):
+        with answer(as_json) as found:
+            predictor = Predictor(checkpoint, task=task, device=device)
+            with _bar_over_images() as advance:
+                seen = predict_video(
+                    predictor,
+                    source,
+                    out,
+                    score_threshold=score_threshold,
+                    candidate_threshold=candidate_threshold,
+                    limit=limit,
+                    scale=scale,
+                    on_frame=advance,
+                    on_result=lambda frame, result: (
+                        typer.echo(f"frame {frame}: {result.explain()}") if explain else None
+                    ),
+                )
+            typer.echo(
+                f"{seen.frames} frames, {seen.instances} instances, {seen.tracks} tracks: "
+                f"{seen.video}"
+            )
+            found |= {"source": source, "checkpoint": checkpoint, "out": out, **asdict(seen)}
+            if seen.trouble:
+                typer.secho(seen.trouble, fg="yellow", err=True)
+                raise typer.Exit(1)
+        return
     find_images(source, without=out)  # a wrong path is told before the model is loaded
     with answer(as_json) as found:
         predictor = Predictor(checkpoint, task=task, device=device)

@@ -156,12 +156,11 @@ class _Output:
         self.frames = self.instances = 0
         self.tracks: set[int] = set()
         self.size: tuple[int, int] | None = None
-        self._hidden = {path: path.with_name(f".{path.name}.part") for path in self._places()}
+        self._hidden = {
+            path: path.with_name(f".{path.name}.part") for path in (self.video, self.lines)
+        }
         self._writer: VideoWriter | None = None
         self._text: TextIO | None = None
-
-    def _places(self) -> tuple[Path, Path]:
-        return self.video, self.lines
 
     def add(self, number: int, frame: Frame, result: Result, ids: list[int]) -> None:
         """Write one frame everywhere."""
@@ -196,11 +195,15 @@ class _Output:
         """Put the files in place; nothing was read = no file."""
         codec = ""
         if self._writer is not None and self._text is not None:
-            self._writer.close()
-            self._text.close()
             codec = self._writer.codec
-            for place, hidden in self._hidden.items():
-                os.replace(hidden, place)
+            try:
+                self._text.close()
+                self._writer.close()
+                for place, hidden in self._hidden.items():
+                    os.replace(hidden, place)
+            finally:  # on a full disk nothing is left behind
+                for hidden in self._hidden.values():
+                    hidden.unlink(missing_ok=True)
             write_json(
                 self.out / f"{self.source.stem}.json",
                 {

@@ -206,7 +206,7 @@ class Tracker:
 
 def _assign(gain: _Floats) -> list[tuple[int, int]]:
     """The one-to-one pairs (row, column) of greatest total gain; only pairs that gain."""
-    from scipy.optimize import linear_sum_assignment
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
     rows, columns = linear_sum_assignment(gain, maximize=True)
     pairs = zip(rows.tolist(), columns.tolist(), strict=True)
@@ -239,4 +239,4 @@ def _mask_shape(packed: npt.NDArray[np.uint8], width: int) -> _Shape:
     area = int(down.sum())
     centre = np.array([across @ np.arange(len(across)), down @ np.arange(len(down))]) / area
     window = (left, top, min(left + 8 * bits.shape[1], width), bottom)
-    return _Shape(bits, window, area, centre + (left + 0.5, top + 0.5))
+    return _Shape(bits, window, area, centre + np.array([left + 0.5, top + 0.5]))
