@@ -13,7 +13,7 @@ __all__ = ["Chart", "calibration_chart", "curve_charts", "number", "precision_ch
 
 WIDTH, HEIGHT = 360, 200
 """Of the drawing, in its own units."""
-LEFT, RIGHT, TOP, BOTTOM = 44, 350, 10, 164
+LEFT, RIGHT, TOP, BOTTOM = 50, 350, 10, 164
 """Edges of the area of the data; the rest is for the numbers beside it."""
 
 

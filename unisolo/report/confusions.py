@@ -1,17 +1,42 @@
-"""What to show of the confusions: the most frequent pairs, a matrix of a readable size."""
+"""Which categories are taken for which: counted, and what of it can be shown on a page."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from unisolo.report.figures import Confusion
+from unisolo.categories import Category
 
-__all__ = ["Matrix", "Mistake", "compact_matrix", "top_mistakes"]
+__all__ = [
+    "Confusion",
+    "Matrix",
+    "Mistake",
+    "compact_matrix",
+    "count_confusions",
+    "top_mistakes",
+]
 
 _MOST_PAIRS = 20
 _MOST_ROWS = 20
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Which categories are taken for which, things only.
+
+    Attributes:
+        categories: In the order of rows and columns.
+        counts: [K + 1, K + 1] int64: row = ground truth, column = prediction; the last row holds
+            predictions of nothing there is ("invented"), the last column objects that no
+            prediction met ("missed").
+    """
+
+    categories: list[Category]
+    counts: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -48,6 +73,67 @@ class Matrix:
     complete: bool
 
 
+def count_confusions(things: Sequence[Category], iou_type: str, evaluation: Any) -> Confusion:
+    """Match objects and predictions of each image whatever their categories.
+
+    The surest prediction first takes the free object it overlaps most, by an IoU of at least 0.5.
+    One that gets none but lies in a crowd does not count. (hotcoco has such a table as well, but
+    counts predictions in a crowd as invented.)
+
+    Args:
+        things: The categories.
+        iou_type: "segm" or "bbox".
+        evaluation: What `CocoEvaluator.run` returned.
+    """
+    places = {category.id: place for place, category in enumerate(things)}
+    none = len(things)
+    counts = np.zeros((none + 1, none + 1), dtype=np.int64)
+    truth, found = (
+        _by_image(coco.dataset["annotations"]) for coco in (evaluation.coco_gt, evaluation.coco_dt)
+    )
+    for number in truth.keys() | found.keys():
+        objects, predictions = truth.get(number, []), found.get(number, [])
+        predictions.sort(key=lambda entry: -entry["score"])
+        overlaps = _overlaps(predictions, objects, iou_type, evaluation.coco_gt)
+        crowd = np.array([bool(entry["iscrowd"]) for entry in objects], dtype=bool)
+        free = ~crowd
+        for row, prediction in zip(overlaps, predictions, strict=True):
+            column = places[prediction["category_id"]]
+            best = int(np.argmax(np.where(free, row, -1))) if free.any() else -1
+            if best >= 0 and row[best] >= 0.5:
+                free[best] = False
+                counts[places[objects[best]["category_id"]], column] += 1
+            elif not (row[crowd] >= 0.5).any():
+                counts[none, column] += 1
+        for place in np.flatnonzero(free):
+            counts[places[objects[place]["category_id"]], none] += 1
+    return Confusion(list(things), counts)
+
+
+def _by_image(entries: Iterable[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    groups: dict[int, list[dict[str, Any]]] = {}
+    for entry in entries:
+        groups.setdefault(entry["image_id"], []).append(entry)
+    return groups
+
+
+def _overlaps(
+    predictions: list[dict[str, Any]], objects: list[dict[str, Any]], iou_type: str, coco: Any
+) -> npt.NDArray[np.float64]:
+    """[predictions, objects] IoU; of a crowd the share of the prediction that lies in it."""
+    from hotcoco import mask as rle_ops
+
+    if not predictions or not objects:
+        return np.zeros((len(predictions), len(objects)))
+    crowd = [bool(entry["iscrowd"]) for entry in objects]
+    if iou_type == "bbox":
+        found, truth = ([entry["bbox"] for entry in group] for group in (predictions, objects))
+    else:
+        found = [entry["segmentation"] for entry in predictions]
+        truth = [coco.annToRLE(entry) for entry in objects]
+    return np.asarray(rle_ops.iou(found, truth, crowd), dtype=np.float64)
+
+
 def top_mistakes(confusion: Confusion) -> list[Mistake]:
     """Return the pairs of categories that were taken for each other, most frequent first."""
     size = len(confusion.categories)
@@ -73,8 +159,11 @@ def compact_matrix(confusion: Confusion) -> Matrix:
     size = len(confusion.categories)
     between = confusion.counts[:size, :size].copy()
     np.fill_diagonal(between, 0)
-    involved = between.sum(axis=0) + between.sum(axis=1)
-    chosen = sorted(np.argsort(-involved, kind="stable")[:_MOST_ROWS].tolist())
+    # Pair by pair, so that a category stands beside what it is taken for.
+    pairs = np.argsort(-between, axis=None, kind="stable")
+    rows, columns = np.unravel_index(pairs, between.shape)
+    ranked = dict.fromkeys(np.stack([rows, columns], axis=1).ravel().tolist())
+    chosen = sorted(list(ranked)[:_MOST_ROWS])
     part = confusion.counts[np.ix_([*chosen, size], [*chosen, size])]
     # Shares are of the whole row, also of what is not shown.
     totals = np.maximum(confusion.counts.sum(axis=1)[[*chosen, size]], 1)

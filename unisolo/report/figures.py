@@ -15,12 +15,12 @@ from unisolo.categories import Categories, Category
 from unisolo.evaluation.base import ImageId
 from unisolo.evaluation.coco import CocoEvaluator
 from unisolo.evaluation.panoptic import CategoryQuality, PanopticEvaluator
+from unisolo.report.confusions import Confusion, count_confusions
 
 __all__ = [
     "Bin",
     "Calibration",
     "CategoryRow",
-    "Confusion",
     "Figures",
     "ImageScore",
     "PrecisionRecall",
@@ -114,21 +114,6 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Confusion:
-    """Which categories are taken for which, things only.
-
-    Attributes:
-        categories: In the order of rows and columns.
-        counts: [K + 1, K + 1] int64: row = ground truth, column = prediction; the last row holds
-            predictions of nothing there is ("invented"), the last column objects that no
-            prediction met ("missed").
-    """
-
-    categories: list[Category]
-    counts: npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
 class ImageScore:
     """How one image went.
 
@@ -193,7 +178,7 @@ def measure(coco: CocoEvaluator, panoptic: PanopticEvaluator | None) -> Figures:
         curves=_curves(coco.categories.things, precision),
         sizes=_sizes(coco, every, kept),
         calibration=_calibration(every),
-        confusion=_confusion(coco.categories, kept),
+        confusion=count_confusions(coco.categories.things, iou_type, kept),
         images=_objects(coco, kept) if panoptic is None else _maps(panoptic),
     )
 
@@ -282,14 +267,6 @@ def _calibration(every: Any) -> Calibration | None:
             for entry in found["bins"]
         ],
     )
-
-
-def _confusion(categories: Categories, kept: Any) -> Confusion:
-    found = kept.confusion_matrix(iou_thr=0.5)
-    places = {number: place for place, number in enumerate(found["cat_ids"])}
-    order = [*(places[category.id] for category in categories.things), len(places)]
-    counts = np.asarray(found["matrix"]).astype(np.int64)[np.ix_(order, order)]
-    return Confusion(list(categories.things), counts)
 
 
 def _objects(coco: CocoEvaluator, kept: Any) -> list[ImageScore]:

@@ -67,12 +67,13 @@ def best_and_worst(scores: Sequence[ImageScore]) -> tuple[list[ImageScore], list
 class _Drawer:
     """Draws images of one data set with what an evaluation folder holds of them."""
 
-    def __init__(self, dataset: Any, folder: Path, *, boxes: bool, wanted: set[ImageId]) -> None:
+    def __init__(
+        self, dataset: Any, folder: Path, *, boxes: bool, panoptic: bool, wanted: set[ImageId]
+    ) -> None:
         self.dataset = dataset
         self.boxes = boxes
         self.categories: Categories = dataset.categories
         self.folder = folder
-        panoptic = (folder / "panoptic.json").exists()
         truth = dataset.panoptic_ground_truth() if panoptic else dataset.coco_ground_truth()
         self.records = {entry["id"]: entry for entry in truth["images"]}
         self.truth = _by_image(truth["annotations"], wanted)
@@ -129,7 +130,12 @@ class _Drawer:
 
 
 def draw_pairs(
-    dataset: Any, folder: Path, scores: Sequence[Sequence[ImageScore]], *, boxes: bool
+    dataset: Any,
+    folder: Path,
+    scores: Sequence[Sequence[ImageScore]],
+    *,
+    boxes: bool,
+    panoptic: bool,
 ) -> tuple[list[list[Pair]], list[str]]:
     """Draw groups of images.
 
@@ -138,6 +144,7 @@ def draw_pairs(
         folder: Of the evaluation.
         scores: Groups of the images to draw.
         boxes: Draw boxes (the detection task) instead of masks.
+        panoptic: Draw the panoptic maps instead of the instances.
 
     Returns:
         The groups as pairs of pictures, and sentences about images that could not be drawn.
@@ -145,7 +152,7 @@ def draw_pairs(
     wanted = {score.image_id for group in scores for score in group}
     if not wanted:
         return [[] for _ in scores], []
-    drawer = _Drawer(dataset, folder, boxes=boxes, wanted=wanted)
+    drawer = _Drawer(dataset, folder, boxes=boxes, panoptic=panoptic, wanted=wanted)
     groups: list[list[Pair]] = []
     problems: list[str] = []
     room = _MAX_BYTES

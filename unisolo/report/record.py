@@ -145,7 +145,7 @@ def environment(device: torch.device) -> dict[str, str]:
             facts[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:  # run from a source folder
             continue
-    if torch.version.cuda is not None:
+    if device.type == "cuda":
         facts["CUDA"] = str(torch.version.cuda)
     commit = _git_state()
     if commit is not None:

@@ -34,7 +34,7 @@ if (choice && place) {
   const show = () => place.replaceChildren(charts[choice.value].cloneNode(true));
   choice.addEventListener("change", show);
   show();
-  choice.parentElement.hidden = false;
+  choice.closest(".choose").hidden = false;
 }
 const closed = [];
 addEventListener("beforeprint", () => {

@@ -97,7 +97,11 @@ def write_report(
     figures = measure(coco, panoptic)
     best, worst = best_and_worst(figures.images)
     (worst_pairs, best_pairs), problems = draw_pairs(
-        dataset, place.evaluation, (worst, best), boxes=figures.iou_type == "bbox"
+        dataset,
+        place.evaluation,
+        (worst, best),
+        boxes=figures.iou_type == "bbox",
+        panoptic=panoptic is not None,
     )
     history = History() if place.log is None else read_history(place.log)
     if history.unread:
