@@ -33,7 +33,11 @@ class CheckpointError(ValueError):
 
 
 def save_model(
-    model: UniSolo, path: str | Path, *, state_dict: dict[str, Tensor] | None = None
+    model: UniSolo,
+    path: str | Path,
+    *,
+    state_dict: dict[str, Tensor] | None = None,
+    config: Config | None = None,
 ) -> Path:
     """Write a model's weights, configuration and categories to one file.
 
@@ -43,6 +47,7 @@ def save_model(
         model: A model made by `build_model` or `load_checkpoint`.
         path: Where to; the suffix should be `.safetensors`.
         state_dict: Other weights of the same model, e.g. averaged ones.
+        config: Another configuration of the same network, e.g. without paths.
 
     Returns:
         The path.
@@ -53,13 +58,13 @@ def save_model(
     """
     from safetensors.torch import save_file
 
-    config, categories = model_facts(model)
+    own, categories = model_facts(model)
     weights = model.state_dict() if state_dict is None else state_dict
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
-        "config": json.dumps(config_to_dict(config)),
+        "config": json.dumps(config_to_dict(config or own)),
         "categories": json.dumps(categories.to_coco()),
         "weights_sha256": _digest(tensors),
     }

@@ -19,6 +19,7 @@ from unisolo.data.raw import RawSample
 from unisolo.data.transforms import EvalTransform
 from unisolo.devices import autocast_for, resolve_device, resolve_precision
 from unisolo.graphs import Graph, GraphError, Selected, select
+from unisolo.hub import HubModel
 from unisolo.models import UniSolo
 from unisolo.results import Result
 from unisolo.structures import Batch, ImageMeta, Outputs, Sample
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Predictor", "Thresholds"]
 
 
-class Predictor:
+class Predictor(HubModel):
     """Answers a task for images.
 
         predictor = Predictor("model.safetensors", task="panoptic")
@@ -46,7 +47,8 @@ class Predictor:
         boxes = predictor.postprocess(outputs, [sample.meta], task="detection")
         panoptic = predictor.postprocess(outputs, [sample.meta], task="panoptic")
 
-    Nothing is remembered between calls. Several threads may share a predictor.
+    Nothing is remembered between calls. Several threads may share a predictor. `from_pretrained`,
+    `save_pretrained` and `push_to_hub` are for folders and the Hugging Face Hub (docs/hub.md).
 
     Args:
         model: Path of a checkpoint or of an exported graph (.onnx, .xml, .pt2); a name from
