@@ -204,3 +204,25 @@ def test_formats_of_the_command_are_those_that_exist() -> None:
     from unisolo.cli.data import SourceChoice
 
     assert [choice.value for choice in SourceChoice] == ["auto", *FORMATS]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "task"), [("yolo", "instance"), ("masks", "panoptic")])
+def test_what_was_converted_trains(
+    form: str, task: str, scenes: list[Scene], tmp_path: Path
+) -> None:
+    from tiny_model import tiny_config
+
+    from unisolo.engine.train import train
+
+    WRITERS[form](scenes, tmp_path / "source")
+    stuff = tuple(category.name for category in scenes[0].categories.stuff)
+    options = Options(stuff=stuff if task == "panoptic" else ())
+    convert_data(tmp_path / "source", tmp_path / "out", options=options)
+    summary = train(
+        tiny_config(
+            f"task={task}", f"data.root={tmp_path / 'out'}", f"train.out={tmp_path / 'run'}"
+        )
+    )
+    assert summary.steps == 2
+    assert summary.checkpoint.is_file()
