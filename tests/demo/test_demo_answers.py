@@ -15,7 +15,8 @@ from PIL import Image
 from tiny_model import CATEGORIES, lively_model
 
 from unisolo import Predictor
-from unisolo.demo.answers import Answers, Choice, download, without
+from unisolo.demo.answers import Answers, without
+from unisolo.demo.choice import Choice
 from unisolo.demo.find import find_checkpoint
 from unisolo.demo.hover import hover_map
 from unisolo.demo.kept import PictureGone, Store
@@ -41,6 +42,11 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
+def download(answers: Answers, key: str, name: str) -> tuple[bytes, str]:
+    kept = answers.store.get(key)
+    return answers.file(kept, kept.shown, name)
+
+
 def choice(task: str, score: float = 0.05) -> Choice:
     return Choice(task, score, 0.5, 0.05, 0.5, 16)
 
@@ -56,11 +62,10 @@ def test_one_forward_and_the_same_files_as_predictor(
 
     handle = predictor.model.register_forward_hook(count)
     key = answers.take(photo, "photo.png")
-    kept = answers.store.get(key)
     found = {}
     for task, score in (("panoptic", 0.05), ("instance", 0.1), ("detection", 0.05)):
         page = answers.show(key, choice(task, score))
-        found[task] = (page, {f["file"]: download(kept, f["file"]) for f in page["files"]})
+        found[task] = (page, {f["file"]: download(answers, key, f["file"]) for f in page["files"]})
     handle.remove()
     assert forwards == answers.forwards == 1
 
@@ -85,6 +90,31 @@ def test_one_forward_and_the_same_files_as_predictor(
             assert len(page["segments"]) == len(expected)
 
 
+def test_a_large_picture_is_shown_small_and_given_away_whole(
+    answers: Answers, predictor: Predictor, tmp_path: Path
+) -> None:
+    path = tmp_path / "wide.png"
+    Image.linear_gradient("L").resize((1600, 200)).save(path)
+    key = answers.take(path, "wide.png")
+    page = answers.show(key, choice("panoptic"))
+    kept = answers.store.get(key)
+    assert page["size"] == [200, 1600] and kept.shown.result.image_size == (160, 1280)
+    assert Image.open(io.BytesIO(download(answers, key, "view.jpg")[0])).size == (1280, 160)
+    expected = predictor.predict(
+        path, score_threshold=0.05, candidate_threshold=0.05, panoptic_score_threshold=0.05
+    )
+    small = kept.nbytes
+    assert json.loads(download(answers, key, "coco.json")[0]) == expected.to_coco("wide")
+    assert np.array_equal(
+        Image.open(io.BytesIO(download(answers, key, "panoptic.png")[0])),
+        expected.to_panoptic("wide")[0],
+    )
+    assert [s["name"] for s in page["segments"]] == [
+        expected.categories[s.label].name for s in expected.segments_info
+    ]
+    assert kept.nbytes > small and answers.forwards == 1
+
+
 def test_hidden_categories_leave_picture_list_and_files(answers: Answers, photo: Path) -> None:
     key = answers.take(photo, "photo.png")
     kept = answers.store.get(key)
@@ -95,9 +125,9 @@ def test_hidden_categories_leave_picture_list_and_files(answers: Answers, photo:
     assert [c["id"] for c in after["categories"]] == [c["id"] for c in before["categories"]]
     assert {c["id"] for c in after["categories"] if c["hidden"]} <= {SKY, 7}
     assert "sky" not in {s["name"] for s in after["segments"]}
-    coco = json.loads(download(kept, "coco.json")[0])
+    coco = json.loads(download(answers, key, "coco.json")[0])
     assert 7 not in {entry["category_id"] for entry in coco}
-    annotation = json.loads(download(kept, "panoptic.json")[0])
+    annotation = json.loads(download(answers, key, "panoptic.json")[0])
     assert not {SKY, 7} & {s["category_id"] for s in annotation["segments_info"]}
     assert after["base"] != before["base"]
 
@@ -107,7 +137,7 @@ def test_nothing_found_says_why(answers: Answers, photo: Path) -> None:
     page = answers.show(key, choice("instance", 1.0))
     assert page["segments"] == [] and page["summary"] == "0 objects"
     assert "score_threshold" in page["note"]
-    assert json.loads(download(answers.store.get(key), "coco.json")[0]) == []
+    assert json.loads(download(answers, key, "coco.json")[0]) == []
 
 
 @pytest.mark.parametrize(
@@ -255,5 +285,5 @@ def test_an_exported_graph_answers_too(tmp_path: Path, photo: Path) -> None:
     page = answers.show(key, start)
     expected = predictor.predict(photo, score_threshold=start.min_score)
     assert len(page["segments"]) == len(expected.segments_info) > 0
-    coco = json.loads(download(answers.store.get(key), "coco.json")[0])
+    coco = json.loads(download(answers, key, "coco.json")[0])
     assert coco == expected.to_coco("photo")

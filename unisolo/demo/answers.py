@@ -2,69 +2,37 @@
 
 from __future__ import annotations
 
-import io
 import json
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
 from unisolo.checkpoint import CheckpointError, check_task
 from unisolo.data.images import ImageError, read_image
+from unisolo.demo.choice import Choice
+from unisolo.demo.downloads import encoded, file_of, files_of
 from unisolo.demo.hover import hover_map
 from unisolo.demo.kept import Kept, Shown, Store, moved
 from unisolo.demo.listing import categories_listed, segments_listed, summary
-from unisolo.encoding import encode_png
 from unisolo.graphs import Graph
 from unisolo.predictor import Predictor
 from unisolo.results import Result
 from unisolo.tasks import TASKS
-from unisolo.thresholds import Thresholds
 from unisolo.visualize import draw_result
 
-__all__ = ["Answers", "Choice", "download", "without"]
+__all__ = ["Answers", "without"]
 
 MAX_PIXELS = 32_000_000
 """Largest picture taken: results and their pictures have the size of the original."""
 _VIEW_SIDE = 1280
 """Longest side of the picture on the page; smaller ones are enlarged by whole factors up to it, for
 fine lines and letters."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The controls of the page.
-
-    Attributes:
-        task: "panoptic", "instance" or "detection".
-        min_score: Lowest score shown, of instances and in the panoptic map alike.
-        mask_threshold: See `Thresholds`; so are the others.
-        candidate_threshold: Likewise.
-        panoptic_overlap_threshold: Likewise; read for the panoptic task alone.
-        stuff_area_threshold: Likewise.
-    """
-
-    task: str
-    min_score: float
-    mask_threshold: float
-    candidate_threshold: float
-    panoptic_overlap_threshold: float
-    stuff_area_threshold: int
-
-    def thresholds(self) -> Thresholds:
-        """The keywords of `Predictor.predict`, all but `score_threshold`."""
-        values: Thresholds = {
-            "mask_threshold": float(self.mask_threshold),
-            "candidate_threshold": float(self.candidate_threshold),
-        }
-        if self.task == "panoptic":
-            values["panoptic_score_threshold"] = float(self.min_score)
-            values["panoptic_overlap_threshold"] = float(self.panoptic_overlap_threshold)
-            values["stuff_area_threshold"] = int(self.stuff_area_threshold)
-        return values
 
 
 class Answers:
@@ -127,10 +95,13 @@ class Answers:
             sample = self.predictor.preprocess(image)
             outputs = moved(self.predictor.forward([sample]), torch.device("cpu"))
             self.forwards += 1
-        return self.store.put(Kept(name, image, sample.meta, outputs))
+        return self.store.put(Kept(name, image, _small(image), sample.meta, outputs))
 
     def show(self, key: str, choice: Choice) -> dict[str, Any]:
         """Answer a task for a kept picture, without running the model again.
+
+        The page shows large pictures smaller, and so are the results it is made of; files are of
+        the size of the picture, see `whole`.
 
         Args:
             key: From `take`.
@@ -144,32 +115,76 @@ class Answers:
             ValueError: If a threshold is out of range.
         """
         kept = self.store.get(key)
-        with self._lock:
-            (found,) = self.predictor.postprocess(
-                moved(kept.outputs, self.predictor.device),
-                [kept.meta],
-                task=choice.task,
-                score_threshold=float(choice.min_score),
-                **choice.thresholds(),
-            )
-        everything = found.cpu()
+        everything = self._answer(kept, choice, kept.small.shape[:2])
         result = without(everything, kept.hidden)
         hover = hover_map(result)
-        version = 1 if kept.shown is None else kept.shown.version + 1
-        kept.shown = Shown(version, result, _view(kept, result), hover.tobytes())
+        kept.shown = Shown(
+            version=1 if kept.shown is None else kept.shown.version + 1,
+            choice=choice,
+            hidden=kept.hidden,
+            result=result,
+            view=_view(kept.small, result),
+            hover=hover.tobytes(),
+        )
         return {
-            "base": f"shown/{key}/{version}/",
+            "base": f"shown/{key}/{kept.shown.version}/",
             "name": kept.name,
             "task": choice.task,
-            "size": list(result.image_size),
+            "size": list(kept.meta.orig_size),
             "hover": {"size": list(hover.size), "sets": hover.sets},
             "segments": segments_listed(result),
             "categories": categories_listed(everything, kept.hidden),
             "summary": summary(result),
             "note": _note(everything),
-            "files": _files(result),
+            "files": files_of(result),
             "python": self._python(kept, choice),
         }
+
+    def file(self, kept: Kept, shown: Shown, name: str) -> tuple[bytes, str] | None:
+        """Make a file of one state of the page.
+
+        Args:
+            kept: The picture.
+            shown: The state.
+            name: "view.jpg" or "hover.bin", which the page is made of, or see `files_of`.
+
+        Returns:
+            (the file, its media type); None if there is no such file.
+        """
+        if name == "view.jpg":
+            return shown.view, "image/jpeg"
+        if name == "hover.bin":
+            return shown.hover, "application/octet-stream"
+        if name not in {entry["file"] for entry in files_of(shown.result)}:
+            return None
+        return file_of(self.whole(kept, shown), kept.image, kept.name, name)
+
+    def whole(self, kept: Kept, shown: Shown) -> Result:
+        """Return a state's result at the size of the picture: that of `Predictor.predict`."""
+        if shown.result.image_size == kept.meta.orig_size:
+            return shown.result
+        if shown.whole is None:
+            found = self._answer(kept, shown.choice, kept.meta.orig_size)
+            shown.whole = without(found, shown.hidden)
+        return shown.whole
+
+    def _answer(self, kept: Kept, choice: Choice, size: tuple[int, ...]) -> Result:
+        """Answer in a frame of size (H, W), on the CPU."""
+        thresholds = choice.thresholds()
+        full = kept.meta.orig_size
+        meta = replace(kept.meta, orig_size=(size[0], size[1]))
+        if meta.orig_size != full and "stuff_area_threshold" in thresholds:
+            share = size[0] * size[1] / (full[0] * full[1])
+            thresholds["stuff_area_threshold"] = round(thresholds["stuff_area_threshold"] * share)
+        with self._lock:
+            (found,) = self.predictor.postprocess(
+                moved(kept.outputs, self.predictor.device),
+                [meta],
+                task=choice.task,
+                score_threshold=float(choice.min_score),
+                **thresholds,
+            )
+        return found.cpu()
 
     def _python(self, kept: Kept, choice: Choice) -> str:
         """The call that gives the same result; what the checkpoint says anyway is left out."""
@@ -206,37 +221,6 @@ def without(result: Result, hidden: frozenset[int]) -> Result:
     )
 
 
-def download(kept: Kept, file_name: str) -> tuple[bytes, str] | None:
-    """Make one of the files of what is shown.
-
-    Args:
-        kept: The picture.
-        file_name: "view.jpg" and "hover.bin" for the page; "overlay.png", "coco.json",
-            "panoptic.png" and "panoptic.json" for people.
-
-    Returns:
-        (the file, its media type); None if there is no such file.
-    """
-    if kept.shown is None:
-        return None
-    result = kept.shown.result
-    if file_name == "view.jpg":
-        return kept.shown.view, "image/jpeg"
-    if file_name == "hover.bin":
-        return kept.shown.hover, "application/octet-stream"
-    if file_name == "overlay.png":
-        return _encoded(result.plot(kept.image), "PNG"), "image/png"
-    if file_name == "coco.json":
-        return json.dumps(result.to_coco(kept.name)).encode(), "application/json"
-    if result.panoptic_seg is not None and file_name.startswith("panoptic."):
-        rgb, annotation = result.to_panoptic(kept.name, file_name=f"{kept.name}_panoptic.png")
-        if file_name == "panoptic.png":
-            return encode_png(rgb), "image/png"
-        if file_name == "panoptic.json":
-            return json.dumps(annotation).encode(), "application/json"
-    return None
-
-
 def _tasks(predictor: Predictor) -> tuple[str, ...]:
     able = []
     for name in TASKS:
@@ -269,19 +253,18 @@ def _too_large(name: str) -> str:
     )
 
 
-def _view(kept: Kept, result: Result) -> bytes:
-    longest = max(result.image_size)
-    picture = draw_result(kept.image, result, scale=max(1, min(8, _VIEW_SIDE // longest)))
-    if longest > _VIEW_SIDE:
-        picture.thumbnail((_VIEW_SIDE, _VIEW_SIDE), Image.Resampling.LANCZOS)
-    return _encoded(picture, "JPEG")
+def _small(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The picture as the page shows it; itself if it is no larger."""
+    if max(image.shape) <= _VIEW_SIDE:
+        return image
+    picture = Image.fromarray(image)
+    picture.thumbnail((_VIEW_SIDE, _VIEW_SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(picture)
 
 
-def _encoded(picture: Image.Image, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    options: dict[str, Any] = {"quality": 90, "subsampling": 0} if kind == "JPEG" else {}
-    picture.save(buffer, format=kind, **options)
-    return buffer.getvalue()
+def _view(image: npt.NDArray[np.uint8], result: Result) -> bytes:
+    scale = max(1, min(8, _VIEW_SIDE // max(result.image_size)))
+    return encoded(draw_result(image, result, scale=scale), "JPEG")
 
 
 def _note(result: Result) -> str:
@@ -289,17 +272,3 @@ def _note(result: Result) -> str:
     if len(result) or result.segments_info or result.explanation is None:
         return ""
     return result.explanation.verdict()
-
-
-def _files(result: Result) -> list[dict[str, str]]:
-    """What can be downloaded: a word for people, the file, and how its name ends."""
-    files = [
-        {"label": "Picture", "file": "overlay.png", "ending": "_overlay.png"},
-        {"label": "COCO JSON", "file": "coco.json", "ending": "_coco.json"},
-    ]
-    if result.panoptic_seg is not None:
-        files += [
-            {"label": "Panoptic PNG", "file": "panoptic.png", "ending": "_panoptic.png"},
-            {"label": "Panoptic JSON", "file": "panoptic.json", "ending": "_panoptic.json"},
-        ]
-    return files

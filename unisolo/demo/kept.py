@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from unisolo.demo.choice import Choice
 from unisolo.graphs import Selected
 from unisolo.results import Result
 from unisolo.structures import ImageMeta, Outputs
@@ -26,21 +27,35 @@ class PictureGone(ValueError):
     """A picture that is no longer kept."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Shown:
-    """One state of the page, and what can be downloaded from it.
+    """One state of the page.
 
     Attributes:
         version: Counts the states of a picture, from 1.
-        result: What is shown, on the CPU.
+        choice: The controls.
+        hidden: Ids of the categories that are switched off.
+        result: What is shown, on the CPU, in the frame of `Kept.small`.
         view: The drawn picture, a JPEG file.
         hover: Map of what lies under the pointer, [h, w] little-endian uint32.
+        whole: The result in the frame of the picture, once a file was asked for.
     """
 
     version: int
+    choice: Choice
+    hidden: frozenset[int]
     result: Result
     view: bytes
     hover: bytes
+    whole: Result | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pictures and the results."""
+        results = [self.result] + ([] if self.whole is None else [self.whole])
+        tensors = [part for each in results for part in (each.packed_masks, each.panoptic_seg)]
+        sizes = [0 if tensor is None else tensor.nbytes for tensor in tensors]
+        return len(self.view) + len(self.hover) + sum(sizes)
 
 
 @dataclass
@@ -50,6 +65,7 @@ class Kept:
     Attributes:
         file_name: What its owner calls it.
         image: [H, W, 3] uint8 RGB, upright.
+        small: The same as the page shows it, at most some 1000 pixels wide and high.
         meta: Frames of the picture.
         outputs: From `Predictor.forward`, on the CPU.
         hidden: Ids of the categories that are switched off.
@@ -59,6 +75,7 @@ class Kept:
 
     file_name: str
     image: npt.NDArray[np.uint8]
+    small: npt.NDArray[np.uint8]
     meta: ImageMeta
     outputs: Outputs | Selected
     hidden: frozenset[int] = frozenset()
@@ -73,12 +90,8 @@ class Kept:
     @property
     def nbytes(self) -> int:
         """Bytes of the picture, the outputs and the last state."""
-        total = self.image.nbytes + sum(_sizes(self.outputs))
-        if self.shown is not None:
-            masks = self.shown.result.packed_masks
-            total += len(self.shown.view) + len(self.shown.hover)
-            total += 0 if masks is None else masks.nbytes
-        return total
+        total = self.image.nbytes + self.small.nbytes + sum(_sizes(self.outputs))
+        return total + (0 if self.shown is None else self.shown.nbytes)
 
 
 class Store:

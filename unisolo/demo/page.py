@@ -12,7 +12,8 @@ from typing import Any
 
 import gradio as gr
 
-from unisolo.demo.answers import Answers, Choice
+from unisolo.demo.answers import Answers
+from unisolo.demo.choice import Choice
 
 __all__ = ["build_page", "look"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from unisolo.demo.answers import Answers, download
+from unisolo.demo.answers import Answers
 from unisolo.demo.kept import PictureGone, Store
 from unisolo.demo.offline import Headers, is_loopback, refuse_connections, silence_telemetry
 from unisolo.predictor import Predictor
@@ -111,7 +111,7 @@ def _run(
         state_session_capacity=_MAX_SESSIONS,
         favicon_path=str(files("unisolo.demo") / "assets" / "icon.svg"),
         app_kwargs={
-            "routes": _routes(answers.store),
+            "routes": _routes(answers),
             "middleware": [Middleware(Headers)],
             "docs_url": None,
             "redoc_url": None,
@@ -141,7 +141,7 @@ def _setter(stop: threading.Event) -> Callable[[int, FrameType | None], None]:
     return on_signal
 
 
-def _routes(store: Store) -> list[Any]:
+def _routes(answers: Answers) -> list[Any]:
     """Pictures and downloads: by a key that only the session of the picture knows."""
     from starlette.requests import Request
     from starlette.responses import PlainTextResponse, Response
@@ -150,11 +150,12 @@ def _routes(store: Store) -> list[Any]:
     def shown(request: Request) -> Response:
         values = request.path_params
         try:
-            kept = store.get(values["key"])
+            kept = answers.store.get(values["key"])
         except PictureGone as error:
             return PlainTextResponse(str(error), status_code=404)
-        current = kept.shown is not None and kept.shown.version == values["version"]
-        found = download(kept, values["file"]) if current else None
+        state, found = kept.shown, None
+        if state is not None and state.version == values["version"]:
+            found = answers.file(kept, state, values["file"])
         if found is None:
             return PlainTextResponse("Not shown any more.", status_code=404)
         content, kind = found
