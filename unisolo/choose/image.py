@@ -72,7 +72,7 @@ def choose_grids(draft: Draft, dataset: Any, facts: Facts) -> None:
     keys = ("model.scale_ranges", "model.grid_sizes")
     if not facts.objects:
         draft.put({"model.scale_ranges": "scaled"})
-        draft.note("scale ranges", keys, "there is no object to fit them to")
+        draft.note("grids, sides in px", keys, "there is no object to fit them to")
         return
     trials = try_settings(dataset, draft.config)
     now, best = trials[0], min(trials, key=lambda trial: trial.lost)
@@ -85,14 +85,12 @@ def choose_grids(draft: Draft, dataset: Any, facts: Facts) -> None:
     why = f"fitted to the objects; {now.lost} of {now.looked_at} looked at get no cell"
     if best.lost < now.lost:
         why += f" ({best.lost} with {' '.join(best.settings)})"
-    draft.note("grids", keys, why, lambda config: _grids(config, dataset))
+    draft.note("grids, sides in px", keys, why, lambda config: _grids(config, dataset))
 
 
 def _grids(config: Config, dataset: Any) -> str:
     grid = build_grid(config, object_sides(dataset, config))
     return ", ".join(
-        f"{size}x{size}: {low:.0f}-{high:.0f} px"
-        if high < config.data.max_size
-        else f"{size}x{size}: from {low:.0f} px"
+        f"{size}x{size} {low:.0f}" + (f"-{high:.0f}" if high < config.data.max_size else "+")
         for size, (low, high) in zip(grid.sizes, grid.scale_ranges, strict=True)
     )

@@ -15,6 +15,7 @@ from unisolo.choose.recipes import FOR_CPU, FOR_GPU
 from unisolo.choose.splits import find_splits, task_of
 from unisolo.choose.weights import weights_at_hand
 from unisolo.config import Config, ConfigError
+from unisolo.data.coco_files import DatasetError
 
 __all__ = ["choose", "default_out"]
 
@@ -91,8 +92,8 @@ def _choose_data(draft: Draft) -> None:
 def _open(config: Config) -> Any:
     try:
         return build_dataset(config, split="train")
-    except ValueError as error:
-        raise ValueError(
+    except DatasetError as error:
+        raise DatasetError(
             f"{error}. Everything that is wrong with the data: unisolo doctor {config.data.root}"
         ) from error
 

@@ -98,7 +98,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
 
 
@@ -203,7 +203,14 @@ def friendly(command: Command) -> Command:
 def _fail(sentence: str, shown: BaseException | None, prefix: str = "error: ") -> None:
     if shown is not None:
         traceback.print_exception(shown)
-    typer.secho(f"{prefix}{sentence}", fg="red", err=True)
+    text = f"{prefix}{sentence}"
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.text import Text
+
+        Console(stderr=True).print(Text(text, "red"))  # breaks lines between words
+    else:
+        typer.secho(text, fg="red", err=True)
 
 
 def _sentence(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from unisolo.cli.common import DebugOption, app, friendly
+from unisolo.cli.common import DATA, DebugOption, app, examples, friendly
 
 __all__ = ["convert_data"]
 
@@ -23,7 +23,15 @@ class SourceChoice(str, Enum):
     masks = "masks"
 
 
-@app.command("convert-data")
+@app.command(
+    "convert-data",
+    rich_help_panel=DATA,
+    epilog=examples(
+        "unisolo convert-data my_yolo --out my_data",
+        "unisolo convert-data my_voc --out my_data --from voc --names classes.txt --link",
+        "unisolo convert-data my_yolo --out my_data && unisolo train --data my_data",
+    ),
+)
 @friendly
 def convert_data(
     src: Annotated[Path, typer.Argument(help="Folder of the data set.", metavar="SRC")],
@@ -42,22 +50,22 @@ def convert_data(
     ] = 0.2,
     seed: Annotated[int, typer.Option(help="Which images those are.")] = 0,
     boxes_as_masks: Annotated[
-        bool, typer.Option("--boxes-as-masks", help="Take boxes for outlines (yolo).")
+        bool, typer.Option("--boxes-as-masks", metavar="", help="Take boxes for outlines (yolo).")
     ] = False,
-    link: Annotated[bool, typer.Option("--link", help="Link images, do not copy.")] = False,
+    link: Annotated[
+        bool, typer.Option("--link", metavar="", help="Link images, do not copy.")
+    ] = False,
     skip_faulty: Annotated[
-        bool, typer.Option("--skip-faulty", help="Leave out what cannot be used.")
+        bool, typer.Option("--skip-faulty", metavar="", help="Leave out what cannot be used.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier conversion in OUT.")
+        bool, typer.Option("--overwrite", metavar="", help="Replace an earlier conversion in OUT.")
     ] = False,
     debug: DebugOption = False,
 ) -> None:
     """Write a YOLO, LabelMe, VOC or mask-PNG data set as a COCO-layout folder to train on.
 
     Whatever cannot be used is listed with its file and entry, and nothing is written.
-
-    Example: unisolo convert-data my_yolo --out my_data
     """
     from unisolo.convert_data import convert_data as run
     from unisolo.convert_data.source import Options

@@ -7,12 +7,27 @@ from typing import Annotated
 
 import typer
 
-from unisolo.cli.common import DebugOption, TaskOption, app, friendly
+from unisolo.cli.common import (
+    USE,
+    DebugOption,
+    DeviceOption,
+    TaskOption,
+    app,
+    friendly,
+)
+from unisolo.cli.common import examples as examples_of_use
 
 __all__ = ["demo"]
 
 
-@app.command()
+@app.command(
+    rich_help_panel=USE,
+    epilog=examples_of_use(
+        "unisolo demo",
+        "unisolo demo --checkpoint runs/my_data/model.safetensors --examples photos/",
+        "unisolo demo --host 0.0.0.0 --port 8000",
+    ),
+)
 @friendly
 def demo(
     checkpoint: Annotated[
@@ -23,7 +38,7 @@ def demo(
         ),
     ] = None,
     task: TaskOption = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: DeviceOption = "auto",
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 = let others in.")
     ] = "127.0.0.1",
@@ -34,7 +49,7 @@ def demo(
         Path | None, typer.Option(help="Folder whose first 6 pictures are offered on the page.")
     ] = None,
     browser: Annotated[
-        bool, typer.Option("--browser", help="Open the page in this machine's browser.")
+        bool, typer.Option("--browser", metavar="", help="Open the page in this machine's browser.")
     ] = False,
     debug: DebugOption = False,
 ) -> None:
@@ -42,8 +57,6 @@ def demo(
 
     One forward pass per picture: tasks, thresholds and categories change without another. Nothing
     leaves this machine.
-
-    Example: unisolo demo --checkpoint runs/quickstart/model.safetensors
     """
     from unisolo.demo import find_checkpoint, serve
     from unisolo.predict_files import find_images

@@ -147,7 +147,7 @@ def _settings(
 ) -> tuple[Config, Chosen | None]:
     """The settings of a recipe, of the run that goes on, or chosen (and then told and kept)."""
     from unisolo.choose import choose, default_out
-    from unisolo.config import Config, load_config
+    from unisolo.config import Config, ConfigError, load_config
 
     given = _given(**values)
     settings = load_config(config, overrides, values=given)
@@ -157,6 +157,8 @@ def _settings(
         if (folder / "config.yaml").is_file():
             values = {**values, "train": {"out": folder}}
             return load_config(folder / "config.yaml", overrides, values=_given(**values)), None
+        if root is None:
+            raise ConfigError(f"{folder}: no run to go on with; give its folder: --out DIR")
     if config is not None or root is None:
         return settings, None
     chosen = choose(root, task=values["task"], out=values["train"]["out"], overrides=overrides)
@@ -185,7 +187,7 @@ def _tell(chosen: Chosen, overwrite: bool) -> None:
     out = chosen.config.train.out
     if overwrite or not holds_run(out):
         write_bytes(out / "chosen.yaml", chosen.to_yaml().encode())
-        typer.echo(f"\nthe same as a recipe: {out / 'chosen.yaml'}")
+        typer.echo(f"\nkept as a recipe: {out / 'chosen.yaml'}")
 
 
 def _given(**values: Any) -> dict[str, Any]:
