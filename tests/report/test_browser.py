@@ -65,6 +65,9 @@ def test_133_categories_open_sort_and_choose(browser: Any, many: Path, tmp_path:
     page.select_option("#choice", index=1)
     chosen = page.locator("#chosen .name").inner_text()
     assert chosen == page.locator("#choice option").nth(1).inner_text()
+    pair = page.locator(".pairs figure").first
+    pair.get_by_role("button").press("Enter")
+    assert "wide" in (pair.get_attribute("class") or "")
     images = page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
     assert images
     assert opened.troubles == []
@@ -98,6 +101,7 @@ def test_every_page_fits_and_prints(
     opened.page.close()
 
 
+@pytest.mark.slow
 def test_without_script_everything_is_there(browser: Any, many: Path, tmp_path: Path) -> None:
     path = write_report(many, out=tmp_path / "page.html")
     context = browser.new_context(java_script_enabled=False)

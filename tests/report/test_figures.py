@@ -120,4 +120,8 @@ def test_of_many_categories_the_confused_pairs_are_shown() -> None:
         Confusion(table.categories[:2], counts[np.ix_([0, 1, 133], [0, 1, 133])])
     )
     assert small.complete
+    alone = np.zeros((134, 134), dtype=np.int64)
+    alone[5, 133] = 1
+    assert compact_matrix(Confusion(table.categories, alone)).names == ["kind 5"]
+    assert compact_matrix(Confusion(table.categories, 0 * alone)).names == []
     assert small.shades == [[5, 0, 0], [0, 5, 0], [0, 0, 5]]

@@ -64,7 +64,7 @@ class Matrix:
         names: Of rows and columns; a last row "invented" and a last column "missed" follow.
         counts: Of each row.
         shades: 0 (none) to 5 (the whole row) of each cell.
-        complete: Whether no category is left out.
+        complete: Whether no category that occurs is left out.
     """
 
     names: list[str]
@@ -152,25 +152,28 @@ def top_mistakes(confusion: Confusion) -> list[Mistake]:
 
 
 def compact_matrix(confusion: Confusion) -> Matrix:
-    """Return the table, or where it is too large the categories most often confused.
+    """Return the table of the categories that occur, of too many those most often confused.
 
     Of categories left out nothing is shown, neither as row nor as column.
     """
     size = len(confusion.categories)
     between = confusion.counts[:size, :size].copy()
     np.fill_diagonal(between, 0)
-    # Pair by pair, so that a category stands beside what it is taken for.
-    pairs = np.argsort(-between, axis=None, kind="stable")
-    rows, columns = np.unravel_index(pairs, between.shape)
-    ranked = dict.fromkeys(np.stack([rows, columns], axis=1).ravel().tolist())
-    chosen = sorted(list(ranked)[:_MOST_ROWS])
+    # Pair by pair, so that a category stands beside what it is taken for; then the most frequent.
+    rows, columns = np.unravel_index(np.argsort(-between, axis=None, kind="stable"), between.shape)
+    confused = between[rows, columns] > 0
+    pairs = np.stack([rows[confused], columns[confused]], axis=1).ravel()
+    totals = confusion.counts.sum(axis=0)[:size] + confusion.counts.sum(axis=1)[:size]
+    frequent = np.argsort(-totals, kind="stable")[: np.count_nonzero(totals)]
+    occurring = dict.fromkeys([*pairs.tolist(), *frequent.tolist()])
+    chosen = sorted(list(occurring)[:_MOST_ROWS])
     part = confusion.counts[np.ix_([*chosen, size], [*chosen, size])]
     # Shares are of the whole row, also of what is not shown.
-    totals = np.maximum(confusion.counts.sum(axis=1)[[*chosen, size]], 1)
-    shades = np.ceil(5 * part / totals[:, None]).astype(int)
+    whole = np.maximum(confusion.counts.sum(axis=1)[[*chosen, size]], 1)
+    shades = np.ceil(5 * part / whole[:, None]).astype(int)
     return Matrix(
         [confusion.categories[place].name for place in chosen],
         part.tolist(),
         shades.tolist(),
-        len(chosen) == size,
+        len(chosen) == len(occurring),
     )

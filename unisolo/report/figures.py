@@ -16,6 +16,7 @@ from unisolo.evaluation.base import ImageId
 from unisolo.evaluation.coco import CocoEvaluator
 from unisolo.evaluation.panoptic import CategoryQuality, PanopticEvaluator
 from unisolo.report.confusions import Confusion, count_confusions
+from unisolo.visualize.regions import thing_color
 
 __all__ = [
     "Bin",
@@ -42,6 +43,7 @@ class CategoryRow:
 
     Attributes:
         category: Which.
+        color: RGB, as in the pictures.
         truth: Objects of the ground truth without crowds; of stuff its segments.
         predicted: Predictions scored at least `KEPT`; of stuff its segments.
         ap: AP of things; NaN for stuff.
@@ -50,6 +52,7 @@ class CategoryRow:
     """
 
     category: Category
+    color: tuple[int, int, int]
     truth: int
     predicted: int
     ap: float
@@ -203,7 +206,8 @@ def _rows(
             quality = (100 * pq, 100 * sq, 100 * rq)
             if not category.isthing:
                 counts = counted.tp + counted.fn, counted.tp + counted.fp
-        rows.append(CategoryRow(category, *counts, ap, ap50, quality))
+        color = thing_color(label, 0) if category.isthing else category.color
+        rows.append(CategoryRow(category, color, *counts, ap, ap50, quality))
     return rows
 
 

@@ -36,6 +36,21 @@ if (choice && place) {
   show();
   choice.closest(".choose").hidden = false;
 }
+for (const pair of document.querySelectorAll(".pairs figure > div")) {
+  const press = () => {
+    pair.setAttribute("aria-pressed", String(pair.parentElement.classList.toggle("wide")));
+  };
+  pair.setAttribute("role", "button");
+  pair.setAttribute("aria-pressed", "false");
+  pair.tabIndex = 0;
+  pair.title = "enlarge or reduce";
+  pair.addEventListener("click", press);
+  pair.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault();
+    press();
+  });
+}
 const closed = [];
 addEventListener("beforeprint", () => {
   for (const part of document.querySelectorAll("details:not([open])")) {
