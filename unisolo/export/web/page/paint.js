@@ -33,39 +33,33 @@ export function makeRegions(entries, categories) {
 
 /**
  * Blend a map of regions over an image and draw contours.
- * @param {Uint8ClampedArray} rgba The image, opaque; changed.
- * @param {Uint16Array} map Region id of each pixel, 0 = none.
+ * @param {ImageData} pixels The image, opaque; changed.
+ * @param {Uint16Array} map Region id of each pixel of the original image, 0 = none.
+ * @param {number} scale Pixels of the image for one of the map.
  */
-export function blendMap(rgba, map, regions, height, width) {
+export function blendMap({ data, height, width }, map, regions, scale) {
   const reach = lineWidth(height, width);
+  const stride = width / scale;
   const byId = [];
   for (const region of regions) byId[region.id] = region;
+  const idAt = (x, y) => map[Math.floor(y / scale) * stride + Math.floor(x / scale)];
+  // Whether another region is within reach; the border of the image is none.
+  const onEdge = (id, x, y) =>
+    (x >= reach && idAt(x - reach, y) !== id) ||
+    (x + reach < width && idAt(x + reach, y) !== id) ||
+    (y >= reach && idAt(x, y - reach) !== id) ||
+    (y + reach < height && idAt(x, y + reach) !== id);
   for (let y = 0, at = 0; y < height; y += 1) {
-    for (let x = 0; x < width; x += 1, at += 1) {
-      const region = byId[map[at]];
+    for (let x = 0; x < width; x += 1, at += 4) {
+      const id = idAt(x, y);
+      const region = byId[id];
       if (region === undefined) continue;
-      const share = !region.isthing
-        ? STUFF
-        : onEdge(map, x, y, at, reach, height, width)
-          ? 1
-          : THING;
+      const share = !region.isthing ? STUFF : onEdge(id, x, y) ? 1 : THING;
       for (let channel = 0; channel < 3; channel += 1) {
-        const place = at * 4 + channel;
-        rgba[place] += (region.color[channel] - rgba[place]) * share;
+        data[at + channel] += (region.color[channel] - data[at + channel]) * share;
       }
     }
   }
-}
-
-/** Whether a pixel is within reach of another region; the border of the image is none. */
-function onEdge(map, x, y, at, reach, height, width) {
-  const id = map[at];
-  return (
-    (x >= reach && map[at - reach] !== id) ||
-    (x + reach < width && map[at + reach] !== id) ||
-    (y >= reach && map[at - reach * width] !== id) ||
-    (y + reach < height && map[at + reach * width] !== id)
-  );
 }
 
 function lineWidth(height, width) {

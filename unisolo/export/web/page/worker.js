@@ -136,36 +136,39 @@ function mergedAt(score) {
 function draw({ view, threshold, labels }) {
   const { height, width, instances } = found;
   const least = Math.fround(threshold);
-  const rgba = new Uint8ClampedArray(found.rgba);
   const shown = instances.filter(({ score }) => score >= least);
   let map = null;
   let entries = shown;
   if (view === "panoptic") ({ map, segments: entries } = mergedAt(threshold));
-  else map = stackInstances(view === "boxes" ? [] : shown, height, width);
+  else if (view === "instances") map = stackInstances(shown, height, width);
   const regions = makeRegions(entries, facts.categories);
-  if (view !== "boxes") blendMap(rgba, map, regions, height, width);
   const scale = Math.max(1, Math.min(Math.round(1000 / Math.max(height, width)), 8));
-  const canvas = new OffscreenCanvas(width * scale, height * scale);
-  const context = canvas.getContext("2d");
-  if (scale === 1) context.putImageData(new ImageData(rgba, width, height), 0, 0);
-  else drawLarge(context, rgba, height, width);
+  const { context, pixels } = enlarged(scale);
+  if (map !== null) blendMap(pixels, map, regions, scale);
+  context.putImageData(pixels, 0, 0);
   if (view === "boxes") drawBoxes(context, regions, scale);
   if (labels) {
-    const spots = view === "boxes" ? null : labelSpots(map, regions, height, width);
+    const spots = map === null ? null : labelSpots(map, regions, height, width);
     drawLabels(context, regions, scale, spots);
   }
-  const picture = canvas.transferToImageBitmap();
-  const copy = view === "boxes" ? null : map.slice(); // the worker keeps its own
+  const picture = context.canvas.transferToImageBitmap();
+  const copy = map?.slice() ?? null; // the worker keeps its own
   const answer = { picture, map: copy, regions, height, width };
   return [answer, copy === null ? [picture] : [picture, copy.buffer]];
 }
 
-/** Draw a small image over the whole canvas, so that lines and letters can be finer than it. */
-function drawLarge(context, rgba, height, width) {
+/** The image on a canvas, enlarged so that lines and letters can be finer than its pixels. */
+function enlarged(scale) {
+  const { rgba, width, height } = found;
+  const original = new ImageData(new Uint8ClampedArray(rgba), width, height);
+  const canvas = new OffscreenCanvas(width * scale, height * scale);
+  const context = canvas.getContext("2d", { willReadFrequently: scale > 1 });
+  if (scale === 1) return { context, pixels: original };
   const small = new OffscreenCanvas(width, height);
-  small.getContext("2d").putImageData(new ImageData(rgba, width, height), 0, 0);
+  small.getContext("2d").putImageData(original, 0, 0);
   context.imageSmoothingQuality = "high";
-  context.drawImage(small, 0, 0, context.canvas.width, context.canvas.height);
+  context.drawImage(small, 0, 0, canvas.width, canvas.height);
+  return { context, pixels: context.getImageData(0, 0, canvas.width, canvas.height) };
 }
 
 /** A file of the results: "coco" or "panoptic". */
