@@ -123,6 +123,8 @@ def test_labelme_shapes_of_every_kind(tmp_path: Path) -> None:
     shapes = [
         {"label": "a", "points": [[2, 1], [6, 1], [6, 3], [2, 3]]},  # a polygon, of old versions
         {"label": "a", "points": [[20, 9], [12, 5]], "shape_type": "rectangle"},
+        {"label": "e", "points": [[25, 2], [29, 2], [29, 4], [25, 4]],
+         "shape_type": "oriented_rectangle"},
         {"label": "b", "points": [[30, 20], [30, 25]], "shape_type": "circle"},
         {"label": "b", "points": [[1, 1]], "shape_type": "point"},
         *({"label": "c", "group_id": 0, "points": [[x, 30], [x + 4, 30], [x + 4, 33], [x, 33]],
@@ -138,10 +140,10 @@ def test_labelme_shapes_of_every_kind(tmp_path: Path) -> None:
     assert summary.notes == ("shapes of type 'point' have no area: left out (2)",)
     (objects,) = converted_masks(tmp_path / "out", "val2017").values()
     areas = [(name, int(mask.sum())) for name, mask in objects]
-    assert areas[:2] == [("a", 8), ("a", 32)]
-    assert areas[3] == ("c", 24)  # two parts, one object
-    assert areas[2][1] == pytest.approx(np.pi * 25, rel=0.05)
-    assert len(areas) == 5  # group 0 of another label is another object
+    assert areas[:3] == [("a", 8), ("a", 32), ("e", 8)]
+    assert areas[4] == ("c", 24)  # two parts, one object
+    assert areas[3][1] == pytest.approx(np.pi * 25, rel=0.05)
+    assert len(areas) == 6  # group 0 of another label is another object
     assert doctor_errors(tmp_path / "out", tmp_path) == []
 
 

@@ -159,6 +159,7 @@ def png(height: int, width: int) -> str:
             {"shape": {"shape_type": "mask", "points": [[27, 1], [31, 5]], "mask": png(5, 5)}},
             "its mask leaves the image",
         ),
+        ({"imagePath": "y.png"}, "y.json: names the image y.png that x.json names too"),
         ({"imageHeight": 21}, r"x.json: says the image is 21 x 30 .* but it is 20 x 30"),
         ({"imagePath": "gone.png"}, "x.json: imagePath 'gone.png' names no file"),
         ({"imagePath": "../../gone.png"}, "x.json: imagePath .* points outside"),
@@ -169,6 +170,11 @@ def png(height: int, width: int) -> str:
 def test_labelme_entries(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     labelme(tmp_path / "source", **changes)
     refused(tmp_path, words)
+
+
+def test_labelme_without_a_size(tmp_path: Path) -> None:
+    labelme(tmp_path / "source", imageHeight=None, imageWidth=None)
+    assert convert_data(tmp_path / "source", tmp_path / "out").images["val2017"] == 1
 
 
 def test_labelme_folders(tmp_path: Path) -> None:
@@ -237,6 +243,12 @@ def _damaged_mask(root: Path, arrays: dict[str, np.ndarray]) -> None:
     (root / "SegmentationObject" / "x.png").write_bytes(b"\x89PNG")
 
 
+def _list_leads_outside(root: Path, arrays: dict[str, np.ndarray]) -> None:
+    picture(root.parent / "source" / "other.png")
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (root / "ImageSets" / "Segmentation" / "train.txt").write_text("../other\n")
+
+
 def _bad_colour_table(root: Path, arrays: dict[str, np.ndarray]) -> None:
     (root / "labelmap.txt").write_text("a:1,2::\n")
 
@@ -253,6 +265,7 @@ def _bad_colour_table(root: Path, arrays: dict[str, np.ndarray]) -> None:
         (_missing_mask, "SegmentationClass/x.png: no such mask PNG"),
         (_missing_image, "JPEGImages: no image called 'x'"),
         (_damaged_mask, "SegmentationObject/x.png: damaged mask"),
+        (_list_leads_outside, "JPEGImages: no image called '../other'"),
         (_bad_colour_table, "'a:1,2::' must be name:red,green,blue"),
     ],
 )

@@ -54,6 +54,7 @@ def read_labelme(src: Path, options: Options, log: Log) -> Source:
     items: list[Item] = []
     labels: set[str] = set()
     categories: dict[str, int] = {}
+    annotated: dict[Path, Path] = {}
     for path in sorted(src.rglob("*.json")):
         tree = _tree(path)
         if tree is None or not isinstance(tree.get("shapes"), list):
@@ -64,6 +65,12 @@ def read_labelme(src: Path, options: Options, log: Log) -> Source:
             image = _image(path, tree, src)
         except DatasetError as error:
             log.fault(error)
+            continue
+        if isinstance(image, Path) and annotated.setdefault(image.resolve(), path) != path:
+            log.fault(
+                f"{path}: names the image {image.name} that {annotated[image.resolve()].name} "
+                "names too; keep one file an image"
+            )
             continue
         name = image.name if isinstance(image, Path) else path.stem + ".png"
         read = partial(_read, path, categories, log)
@@ -115,7 +122,7 @@ def _image(path: Path, tree: dict[str, Any], src: Path) -> Path | bytes:
 
 def _read(path: Path, categories: dict[str, int], log: Log, size: tuple[int, int]) -> Content:
     tree = _tree(path) or {}
-    said = tree.get("imageHeight", size[0]), tree.get("imageWidth", size[1])
+    said = tree.get("imageHeight") or size[0], tree.get("imageWidth") or size[1]
     if said != size:
         raise DatasetError(
             f"{path}: says the image is {said[0]} x {said[1]} (height x width), but it is "
@@ -157,10 +164,10 @@ def _joined(parts: list[Any], size: tuple[int, int]) -> Any:
 def _segmentation(shape: dict[str, Any], size: tuple[int, int]) -> Any:
     """A shape as COCO polygons or RLE; None where its kind has no area."""
     kind = shape.get("shape_type") or "polygon"  # early versions knew polygons only
-    if kind not in ("polygon", "rectangle", "circle", "mask"):
+    if kind not in ("polygon", "oriented_rectangle", "rectangle", "circle", "mask"):
         return None
     points = _points(shape)
-    if kind == "polygon":
+    if kind in ("polygon", "oriented_rectangle"):
         if len(points) < 3:
             raise ValueError(f"a polygon of {len(points)} points encloses nothing; redraw it")
         return [[value for point in points for value in point]]
@@ -198,6 +205,8 @@ def _cut_mask(
     shape: dict[str, Any], box: tuple[int, int, int, int], size: tuple[int, int]
 ) -> dict[str, Any]:
     left, top, right, bottom = box
+    if left < 0 or top < 0 or right > size[1] or bottom > size[0]:
+        raise ValueError("its mask leaves the image; redraw it")
     try:
         with Image.open(io.BytesIO(base64.b64decode(str(shape.get("mask")), validate=True))) as png:
             expected = (right - left, bottom - top)
@@ -209,8 +218,6 @@ def _cut_mask(
             cut: NDArray[np.bool_] = np.asarray(png.convert("L")) > 0
     except (binascii.Error, OSError, SyntaxError):
         raise ValueError("its mask is no PNG in base64; redraw it") from None
-    if left < 0 or top < 0 or right > size[1] or bottom > size[0]:
-        raise ValueError("its mask leaves the image; redraw it")
     mask = np.zeros(size, dtype=bool)
     mask[top:bottom, left:right] = cut
     return encode(mask)

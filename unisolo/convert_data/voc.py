@@ -28,7 +28,7 @@ from unisolo.convert_data.source import (
 )
 from unisolo.data.coco_files import DatasetError
 from unisolo.data.segmentation import encode
-from unisolo.reading import short
+from unisolo.reading import relative_name, short
 
 __all__ = ["BACKGROUND_NAMES", "read_voc"]
 
@@ -73,7 +73,7 @@ def read_voc(src: Path, options: Options, log: Log) -> Source:
         splits = {path.stem: None for path in masks}
     items = []
     for stem, own_split in splits.items():
-        image = find_image(src / "JPEGImages", stem)
+        image = find_image(src / "JPEGImages", stem) if relative_name(stem) else None
         if image is None:
             log.fault(f"{src / 'JPEGImages'}: no image called {short(stem)}; copy it there")
             continue
