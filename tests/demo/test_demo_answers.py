@@ -287,3 +287,16 @@ def test_an_exported_graph_answers_too(tmp_path: Path, photo: Path) -> None:
     assert len(page["segments"]) == len(expected.segments_info) > 0
     coco = json.loads(download(answers, key, "coco.json")[0])
     assert coco == expected.to_coco("photo")
+
+
+def test_the_command_without_a_run_says_how_to_get_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from unisolo.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["demo"])
+    assert done.exit_code == 2 and "unisolo models" in done.output
+    assert "Traceback" not in done.output

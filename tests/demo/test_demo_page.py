@@ -356,7 +356,7 @@ def test_answers_in_a_machine_without_network(checkpoint: Path, tmp_path: Path) 
     script = f"""
 ip link set lo up
 {sys.executable} -u -c 'from unisolo.cli import app; app()' demo \\
-  --checkpoint {checkpoint} --port 7999 > {tmp_path}/log 2>&1 &
+  --checkpoint {checkpoint} --port 7999 --host 0.0.0.0 > {tmp_path}/log 2>&1 &
 for n in $(seq 120); do grep -q Ctrl-C {tmp_path}/log && break; sleep 1; done
 {sys.executable} -c "import urllib.request as u; print(u.urlopen('http://127.0.0.1:7999').status)"
 kill $!; wait $!; echo ended $?
@@ -364,4 +364,6 @@ kill $!; wait $!; echo ended $?
     done = subprocess.run(
         [*isolated, "sh", "-c", script], capture_output=True, text=True, timeout=240
     )
-    assert done.stdout.split() == ["200", "ended", "0"], (tmp_path / "log").read_text()
+    log = (tmp_path / "log").read_text()
+    assert done.stdout.split() == ["200", "ended", "0"], log
+    assert "warning: everyone who can reach this machine" in log
