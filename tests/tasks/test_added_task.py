@@ -180,6 +180,16 @@ def test_one_forward_also_answers_instance_and_detection(run: Path) -> None:
         predictor.postprocess(outputs, [sample.meta], task="panoptic")
 
 
+def test_its_folder_opens_and_its_card_names_the_module(run: Path, tmp_path: Path) -> None:
+    first = Predictor(run / "model.safetensors", device="cpu")
+    first.save_pretrained(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "import semantic_example  # registers the task" in card
+    assert "From one forward pass it answers: instance, detection, semantic." in card
+    assert "- semantic-segmentation" in card
+    assert Predictor.from_pretrained(tmp_path / "out", device="cpu").task == "semantic"
+
+
 # What goes wrong says what to do
 
 
