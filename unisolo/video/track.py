@@ -196,7 +196,7 @@ class Tracker:
                 size = np.sqrt(min(track.shape.area, shape.area)) * self.reach
                 near[row, column] = max(1 - distance / size, 0) if size > 0 else 0
         iou[iou < self.min_iou] = 0
-        fade = _FADE ** np.array([[track.age] for track in tracks])
+        fade = _FADE ** np.array([track.age for track in tracks], dtype=np.float64)[:, None]
         iou, near = iou * fade, near * fade
         pairs = _assign(iou)
         for row, column in pairs:
