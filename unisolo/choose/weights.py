@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 __all__ = ["weights_at_hand"]
 
 _FILE = "model.safetensors"
@@ -21,10 +23,12 @@ def weights_at_hand(name: str) -> tuple[bool, str]:
         ValueError: If timm does not know the name.
     """
     import huggingface_hub
-    from timm.models import get_pretrained_cfg, is_model
+    from timm.models import get_pretrained_cfg, is_model, list_models
 
     if not is_model(name):
-        raise ValueError(f"unknown backbone {name!r}; timm.list_models() lists all names")
+        near = difflib.get_close_matches(name.split(".", 1)[0], list_models(), n=4)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists all names"
+        raise ValueError(f"unknown backbone {name!r}; {hint}")
     facts = get_pretrained_cfg(name)
     if facts is None or not facts.has_weights:
         return False, "timm has no weights for this backbone"
