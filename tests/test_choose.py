@@ -176,6 +176,8 @@ def test_settings_that_are_none_are_told(shapes: Path) -> None:
         choose(shapes, overrides=["nonsense"])
     with pytest.raises(ValueError, match="unknown backbone 'resnet5'"):
         choose(shapes, overrides=["model.backbone=resnet5"])
+    with pytest.raises(ValueError, match="Invalid pretrained tag"):
+        choose(shapes, overrides=["model.backbone=resnet50.xyz"])
     with pytest.raises(ValueError, match="boxes"):
         choose(shapes, task="boxes")
 

@@ -19,11 +19,12 @@ from unisolo.cli.completion import TASK_NAMES
 from unisolo.tasks import TASKS
 
 GROUPS = {"benchmark"}
-COMMANDS = sorted(
-    command.name or command.callback.__name__.replace("_", "-")
+EPILOGS = {
+    command.name or command.callback.__name__.replace("_", "-"): command.epilog or ""
     for command in app.registered_commands
     if command.callback is not None
-)
+}
+COMMANDS = sorted(EPILOGS)
 
 
 def test_help_of_every_command_imports_nothing_heavy() -> None:
@@ -50,6 +51,7 @@ def test_help_teaches_by_example_and_fits_80_columns(name: str) -> None:
     shown = [line for line in done.output.splitlines() if line.startswith(f" unisolo {name} ")]
     shown += [line for line in done.output.splitlines() if line.strip() == f"unisolo {name}"]
     assert len(shown) >= 2
+    assert max(map(len, EPILOGS[name].splitlines())) <= 78  # and so is not broken over two lines
     assert "…" not in done.output  # no option's name is cut
     assert "--debug" in done.output
 

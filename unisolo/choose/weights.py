@@ -29,7 +29,10 @@ def weights_at_hand(name: str) -> tuple[bool, str]:
         near = difflib.get_close_matches(name.split(".", 1)[0], list_models(), n=4)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists all names"
         raise ValueError(f"unknown backbone {name!r}; {hint}")
-    facts = get_pretrained_cfg(name)
+    try:
+        facts = get_pretrained_cfg(name)
+    except RuntimeError as error:  # a tag after the dot that this model does not have
+        raise ValueError(f"backbone {name!r}: {error}") from None
     if facts is None or not facts.has_weights:
         return False, "timm has no weights for this backbone"
     if not facts.hf_hub_id:

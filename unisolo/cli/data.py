@@ -28,7 +28,7 @@ class SourceChoice(str, Enum):
     rich_help_panel=DATA,
     epilog=examples(
         "unisolo convert-data my_yolo --out my_data",
-        "unisolo convert-data my_voc --out my_data --from voc --names classes.txt --link",
+        "unisolo convert-data my_voc --out my_data --from voc --names names.txt",
         "unisolo convert-data my_yolo --out my_data && unisolo train --data my_data",
     ),
 )

@@ -238,7 +238,7 @@ def _export_facts(report: ExportReport) -> dict[str, Any]:
     rich_help_panel=MODELS,
     epilog=examples(
         "unisolo quantize model.onnx --calibration data/train2017 --out model.int8.onnx",
-        "unisolo quantize model.onnx --calibration photos/ --out small.onnx --data my_data",
+        "unisolo quantize model.onnx --calibration photos/ --out s.onnx --data my_data",
     ),
 )
 @friendly
