@@ -19,7 +19,9 @@ _CODECS = ("libx264", "mpeg4")
 _OPTIONS = {"libx264": {"crf": "20", "preset": "veryfast"}, "mpeg4": {"qscale": "3"}}
 _FALLBACK_RATE = Fraction(25)
 _MISSING_SECONDS = 0.5
-"""A video that ends this much before its header says is told as cut off."""
+_MISSING_SHARE = 0.05
+"""A video that ends this long before its header says, or with this share of its frames missing, is
+told as cut off; less is usual, since editors hide frames instead of removing them."""
 
 
 class VideoError(ValueError):
@@ -109,9 +111,9 @@ class VideoReader:
             self.trouble = f"cannot be read beyond frame {count} ({_reason(error)})"
         if not count:
             raise VideoError(f"{self.path}: no frame can be read")
-        length = time + 1 / float(self.rate)
-        if not self.trouble and length < self._seconds - _MISSING_SECONDS:
-            self.trouble = f"ends after {length:.1f} of {self._seconds:.1f} seconds: it is cut off"
+        short = time + 1 / float(self.rate) < self._seconds - _MISSING_SECONDS
+        if not self.trouble and (short or count < self._stream.frames * (1 - _MISSING_SHARE)):
+            self.trouble = f"is cut off: it holds {count} of about {self.expected} frames"
 
 
 class VideoWriter:
