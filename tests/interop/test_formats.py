@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,11 @@ def test_pandas_rows() -> None:
     one = Result((9, 9), CATEGORIES, torch.ones(1), torch.zeros(1).long(), torch.ones(1, 4) * 3)
     one.boxes[0, 2:] = 5
     assert one.to_pandas()["area"].tolist() == [4]
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = make(np.zeros((0, 5, 5)))
+    for package in ("fiftyone", "pandas", "supervision"):
+        monkeypatch.setitem(sys.modules, package, None)  # what makes an import fail
+        with pytest.raises(ImportError, match=f"to_{package} needs {package}: pip install"):
+            getattr(result, f"to_{package}")()
