@@ -1,6 +1,7 @@
 # make quickstart   train, evaluate and look at a panoptic model on generated scenes
 # make test         lint, types and the default test suite
 # make test-all     the same with the slow tests
+# make interop      an environment with FiftyOne and Label Studio's SDK, for the tests that need them
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
@@ -9,7 +10,7 @@ QUICKSTART := runs/quickstart
 # Threads that spin while they wait starve each other on shared cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: quickstart test test-all lint clean
+.PHONY: quickstart test test-all lint interop clean
 
 $(VENV)/.base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +22,16 @@ $(VENV)/.base: pyproject.toml
 $(VENV)/.dev: $(VENV)/.base
 	$(RUN) -m pip install --quiet -e ".[dev]"
 	$(RUN) -m pip install --quiet --no-deps panopticapi-lite
+	touch $@
+
+# FiftyOne and Label Studio's SDK pin numpy and OpenCV: an environment of their own, ours behind it.
+interop: $(VENV)/interop/.done
+
+$(VENV)/interop/.done: $(VENV)/.dev
+	$(PYTHON) -m venv $(VENV)/interop
+	$(VENV)/interop/bin/python -m pip install --quiet fiftyone label-studio-sdk
+	$(RUN) -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+	  "$$($(VENV)/interop/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/main.pth"
 	touch $@
 
 quickstart: $(VENV)/.base
@@ -40,7 +51,7 @@ lint: $(VENV)/.dev
 test: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n 2
 
-test-all: lint
+test-all: lint interop
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
 clean:
