@@ -42,7 +42,7 @@ def models(
     rich_help_panel=MODELS,
     epilog=examples(
         "unisolo convert solov2_r50_fpn_3x_coco.pth --out solov2_r50.safetensors",
-        "unisolo convert mine.pth --out mine.safetensors --categories instances_val2017.json",
+        "unisolo convert mine.pth --out mine.safetensors --categories classes.json",
     ),
 )
 @friendly

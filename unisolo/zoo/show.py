@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unisolo.zoo.load import cached_path
 from unisolo.zoo.table import ModelEntry, list_models
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 __all__ = ["print_models"]
 
+WIDE = 160
+"""Columns that the table needs."""
 COLUMNS = ("name", "source", "backbone", "input", "mask AP", "licence")
 
 
@@ -26,6 +32,17 @@ def print_models(filter: str = "", json: bool = False) -> None:
         print(json_module.dumps([_facts(entry) for entry in entries], indent=2))
         return
     from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDE
+    if console.width < WIDE:
+        _print_blocks(entries, console)
+    else:
+        _print_table(entries, console)
+
+
+def _print_table(entries: Sequence[ModelEntry], console: Console) -> None:
     from rich.table import Table
 
     table = Table()
@@ -34,10 +51,20 @@ def print_models(filter: str = "", json: bool = False) -> None:
         table.add_column(column, overflow="fold", no_wrap=column == "name")
     for entry in entries:
         table.add_row(*_cells(entry), "yes" if cached_path(entry).is_file() else "no")
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
     console.print(table)
+
+
+def _print_blocks(entries: Sequence[ModelEntry], console: Console) -> None:
+    """Each model on lines of its own: in a narrow terminal the cells of a table are slivers."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    for entry in entries:
+        name, source, backbone, size, precision, licence = _cells(entry)
+        facts = [source, backbone, f"input {size}", f"mask AP {precision}", licence]
+        facts += ["cached"] if cached_path(entry).is_file() else []
+        console.print(Text(name, "bold"))
+        console.print(Padding(Text("; ".join(facts)), (0, 0, 0, 2)))
 
 
 def _cells(entry: ModelEntry) -> tuple[str, ...]:
