@@ -8,8 +8,9 @@ from unisolo.cli.demo import demo
 from unisolo.cli.examining import doctor
 from unisolo.cli.generating import shapes
 from unisolo.cli.measuring import benchmark
+from unisolo.cli.predicting import predict
 from unisolo.cli.report import report
-from unisolo.cli.running import compare, evaluate, predict
+from unisolo.cli.running import compare, evaluate
 from unisolo.cli.training import train
 from unisolo.cli.transfer import export, quantize
 from unisolo.cli.weights import convert, models

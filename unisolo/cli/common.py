@@ -30,6 +30,7 @@ __all__ = [
     "OUTPUT",
     "TRAINING",
     "USE",
+    "CheckpointOption",
     "DebugOption",
     "DeviceOption",
     "JsonOption",
@@ -140,6 +141,9 @@ TaskOption = Annotated[
 ]
 DeviceOption = Annotated[
     str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", autocompletion=complete_devices)
+]
+CheckpointOption = Annotated[
+    Path, typer.Option(help="A model.safetensors, an exported graph, or a model's name.")
 ]
 JsonOption = Annotated[
     bool,

@@ -1,0 +1,29 @@
+"""The progress bar of commands that go through images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["bar_over_images"]
+
+
+@contextmanager
+def bar_over_images(shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on stderr, in a terminal only; gone when it is done.
+
+    Args:
+        shown: False shows none, as on processes other than the main one.
+
+    Yields:
+        What to call with (images done, all images).
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    hidden = not (shown and console.is_terminal)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=hidden, transient=True) as progress:
+        bar = progress.add_task("")
+        yield lambda done, total: progress.update(bar, completed=done, total=total)
