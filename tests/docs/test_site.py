@@ -81,8 +81,9 @@ def browser() -> Iterator[Any]:
 @pytest.mark.slow
 def test_search_works_without_a_network(address: str, browser: Any) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.goto(f"{address}/index.html", timeout=120_000)
-    page.fill(".md-search__input", "points NMS")
+    page.goto(f"{address}/index.html", wait_until="networkidle", timeout=120_000)
+    page.click(".md-search__input")
+    page.locator(".md-search__input").press_sequentially("points NMS", delay=50)
     links = page.locator(".md-search-result__link")
     links.first.wait_for(timeout=120_000)
     found = [links.nth(n).get_attribute("href") for n in range(links.count())]
