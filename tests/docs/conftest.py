@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import foreign
+import numpy as np
 import pytest
 import torch
 from pages import ROOT
@@ -14,6 +16,7 @@ from unisolo import save_model
 from unisolo.data import DATASETS, CocoPanoptic
 from unisolo.data.shapes import generate_shapes
 from unisolo.tasks import TASKS
+from unisolo.video.files import VideoWriter
 
 SIZE = (64, 96)  # what the tiny models see: nothing is resized
 
@@ -27,6 +30,10 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scenes = sorted((folder / "my_data" / "train2017").iterdir())
     for number, name in enumerate(("street.jpg", "photos/first.jpg", "photos/second.jpg")):
         Image.open(scenes[number]).convert("RGB").save(folder / name, quality=95)
+    writer = VideoWriter(folder / "clip.mp4", Fraction(25), SIZE)
+    for number, scene in enumerate(scenes):
+        writer.write(np.asarray(Image.open(scene).convert("RGB")), number / 25)
+    writer.close()
     categories = CocoPanoptic.from_root(folder / "my_data", "val2017").categories
     with torch.random.fork_rng():
         model = lively_model("inference.max_instances=15", categories=categories)
