@@ -41,6 +41,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_generated_and_shared_text_is_in_the_site(site: Path) -> None:
     text = {path.name: path.read_text() for path in site.glob("*.html")}
     assert "train.lr_batch_size" in text["configuration.html"]
+    assert "none | group | batch" in text["configuration.html"]  # one cell, no escape
     assert "--score-threshold" in text["commands.html"]
     assert "0.1.0" in text["changelog.html"]
     assert "make test-all" in text["contributing.html"]

@@ -204,7 +204,9 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    """A bar ends a cell, but not inside backticks, where an escape would be shown."""
+    parts = text.replace("\n", " ").split("`")
+    return "`".join(p if n % 2 else p.replace("|", "\\|") for n, p in enumerate(parts))
 
 
 def _escaped(text: str) -> str:
