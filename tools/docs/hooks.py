@@ -44,16 +44,3 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         return INSERTS[match[1]]()
 
     return re.sub(r"^<!-- insert: (\S+) -->$", text, markdown, flags=re.MULTILINE)
-
-
-def on_config(config: Any) -> Any:
-    """Leave out pages that are not written yet."""
-    config.nav = [_written(entry, Path(config.docs_dir)) for entry in config.nav]
-    return config
-
-
-def _written(entry: Any, docs: Path) -> Any:
-    (title, value), *_ = entry.items()
-    if isinstance(value, str):
-        return entry
-    return {title: [item for item in value if (docs / next(iter(item.values()))).is_file()]}
