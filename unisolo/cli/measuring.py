@@ -78,13 +78,16 @@ def latency(
     from unisolo.benchmark.tables import latency_table, machine_lines
     from unisolo.files import write_json
 
+    pair = None if size is None else parse_size(size, "--size")
+    if pair is not None and any(side < 32 or side % 32 for side in pair):
+        raise ValueError(f"--size: the input's sides must be multiples of 32, got {size}")
     try:
         report = measure_latency(
             models or _own_models(),
             engines=engines or list(ENGINES),
             threads=threads or [1, 2],
             repeat=repeat,
-            size=None if size is None else parse_size(size, "--size"),
+            size=pair,
             fixed=fixed,
             graphs=graphs,
             tell=lambda text: typer.echo(text, err=True),
