@@ -300,3 +300,27 @@ def test_the_command_without_a_run_says_how_to_get_one(
     done = CliRunner().invoke(app, ["demo"])
     assert done.exit_code == 2 and "unisolo models" in done.output
     assert "Traceback" not in done.output
+
+
+def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from unisolo.demo import serve
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(ImportError, match=r"unisolo\[demo\]"):
+        serve("model.safetensors")
+
+
+def test_a_taken_port_and_a_foreign_address_are_told_at_once() -> None:
+    import socket
+
+    from unisolo.demo import serve
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"port {port} is taken; give another --port"):
+            serve("model.safetensors", port=port)
+    with pytest.raises(OSError, match=r"cannot listen on 192\.0\.2\.1"):
+        serve("model.safetensors", host="192.0.2.1")

@@ -226,18 +226,16 @@ class _Desk:
         state = self._guarded(answer)
         return taken, state
 
-    def on_controls(self, key: str | None, *values: Any) -> dict[str, Any] | None:
+    def on_controls(self, key: str | None, *values: Any) -> Any:
         """A control moved."""
         if key is None:
-            return None
+            return gr.skip()
         return self._guarded(lambda: self._answers.show(key, Choice(*values)))
 
-    def on_toggle(
-        self, key: str | None, event: gr.EventData, *values: Any
-    ) -> dict[str, Any] | None:
+    def on_toggle(self, key: str | None, event: gr.EventData, *values: Any) -> Any:
         """Categories were switched on or off in the legend."""
         if key is None:
-            return None
+            return gr.skip()
 
         def answer() -> dict[str, Any]:
             kept = self._answers.store.get(key)

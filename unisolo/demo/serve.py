@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -23,6 +25,7 @@ __all__ = ["serve"]
 
 MAX_UPLOAD = "40mb"
 _MAX_SESSIONS = 200
+_PORTS = range(7860, 7960)
 
 
 def serve(
@@ -53,8 +56,9 @@ def serve(
     Raises:
         ImportError: If gradio is not installed.
         ValueError: As `Predictor`.
-        OSError: If the port is taken.
+        OSError: If the address is not this machine's, or the port is taken.
     """
+    free = _free_port(host, port)  # told before the model is loaded
     uploads = Path(tempfile.mkdtemp(prefix="unisolo-demo-"))
     try:
         silence_telemetry()
@@ -69,7 +73,7 @@ def serve(
         answers = Answers(predictor, Store())
         page = build_page(answers, Path(checkpoint), uploads, examples, say)
         refuse_connections(host)
-        _run(page, answers, host, port, open_browser, say, warn)
+        _run(page, answers, host, free, open_browser, say, warn)
     finally:
         shutil.rmtree(uploads, ignore_errors=True)
 
@@ -78,7 +82,7 @@ def _run(
     page: Any,
     answers: Answers,
     host: str,
-    port: int | None,
+    port: int,
     open_browser: bool,
     say: Callable[[str], None],
     warn: Callable[[str], None],
@@ -132,6 +136,21 @@ def _run(
         say("stopped")
     finally:
         page.close(verbose=False)
+
+
+def _free_port(host: str, port: int | None) -> int:
+    """Return the port, or the first free one of `_PORTS`; see `serve` for what it raises."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for candidate in _PORTS if port is None else (port,):
+        try:
+            socket.create_server((host, candidate), family=family).close()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise OSError(f"cannot listen on {host}, port {candidate}: {error}") from error
+        else:
+            return candidate
+    taken = f"ports {_PORTS.start} to {_PORTS.stop - 1} are" if port is None else f"port {port} is"
+    raise OSError(f"{taken} taken; give another --port")
 
 
 def _setter(stop: threading.Event) -> Callable[[int, FrameType | None], None]:
