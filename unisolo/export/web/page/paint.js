@@ -63,7 +63,7 @@ export function blendMap({ data, height, width }, map, regions, scale) {
 }
 
 function lineWidth(height, width) {
-  return Math.max(1, Math.round(Math.sqrt(height * width) / 450));
+  return Math.max(1, Math.round(Math.sqrt(height * width) / 330));
 }
 
 /**
