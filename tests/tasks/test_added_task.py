@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -350,7 +351,12 @@ def test_the_page_names_every_member_of_a_task() -> None:
 def user(folder: Path, *words: str, code: int = 0, launcher: tuple[str, ...] = ()) -> str:
     """Run Python in a folder; return what it printed."""
     done = subprocess.run(
-        [sys.executable, *launcher, *words], cwd=folder, capture_output=True, text=True, timeout=900
+        [sys.executable, *launcher, *words],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
