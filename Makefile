@@ -1,6 +1,7 @@
 # make quickstart   train, evaluate and look at a panoptic model on generated scenes
 # make test         lint, types and the default test suite
 # make test-all     the same with the slow tests
+# make docs         build the documentation into runs/site
 # make interop      an environment with FiftyOne and Label Studio's SDK, for the tests that need them
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +11,7 @@ QUICKSTART := runs/quickstart
 # Threads that spin while they wait starve each other on shared cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: quickstart test test-all lint interop clean
+.PHONY: quickstart test test-all lint docs interop clean
 
 $(VENV)/.base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +43,13 @@ quickstart: $(VENV)/.base
 	  --checkpoint $(QUICKSTART)/model.safetensors --out $(QUICKSTART)/pictures
 	$(RUN) tools/compare.py --checkpoint $(QUICKSTART)/model.safetensors \
 	  --data $(QUICKSTART)/data --out $(QUICKSTART)/comparison.jpg
+
+$(VENV)/.docs: $(VENV)/.base
+	$(RUN) -m pip install --quiet -e ".[docs]"
+	touch $@
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --config-file tools/docs/mkdocs.yml
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check .

@@ -64,10 +64,13 @@ class ModelConfig(_Section):
     std: Deviation | None = None
     """RGB standard deviation of the inputs, 0..255; null = what timm states for the backbone."""
     fpn_channels: int = Field(default=256, ge=1)
+    """Channels of every pyramid level."""
     fpn_norm: Literal["none", "group", "batch"] = "none"
     """Norm after each FPN convolution; the reference has none, small backbones need one."""
     head_channels: int = Field(default=512, ge=1)
+    """Width of both towers of the head."""
     head_convs: int = Field(default=4, ge=1)
+    """Convolutions in each tower."""
     head_deform: Literal["none", "last-v1", "last-v2", "all-v1", "all-v2"] = "none"
     """Deformable convolutions in both towers of the head: the last of each, or all."""
     kernel_channels: int = Field(default=256, ge=1)
@@ -98,6 +101,7 @@ class AugmentConfig(_Section):
     flip: float = Field(default=0.5, ge=0, le=1)
     """Probability of a horizontal flip."""
     vertical_flip: float = Field(default=0.0, ge=0, le=1)
+    """Probability of a vertical flip."""
     color: float = Field(default=0.0, ge=0, le=1)
     """Strength of brightness, contrast, saturation and hue changes."""
     min_object_area: int = Field(default=1, ge=1)
@@ -120,7 +124,9 @@ class DataConfig(_Section):
     """A key of `unisolo.data.DATASETS`; "auto" = coco_panoptic where the task needs stuff,
     coco_instance otherwise."""
     train_split: str = "train2017"
+    """Name of the split to learn from."""
     val_split: str = "val2017"
+    """Name of the split to judge by."""
     max_images: int | None = Field(default=None, ge=1)
     """Use only the first images of each split (by id); for trials."""
     image_size: int = Field(default=800, ge=32, le=MAX_SIDE)
@@ -139,9 +145,11 @@ class TrainConfig(_Section):
     """The training loop."""
 
     out: Path = Path("runs/train")
+    """Folder of the results."""
     epochs: float | None = Field(default=12, gt=0)
     """Length in passes over the data; `steps` wins when both are given."""
     steps: int | None = Field(default=None, ge=1)
+    """Length in optimiser steps."""
     batch_size: int = Field(default=16, ge=1)
     """Images per optimiser step, over all processes and accumulated parts."""
     accumulate: int = Field(default=1, ge=1)
@@ -151,16 +159,23 @@ class TrainConfig(_Section):
     lr: float = Field(default=0.01, gt=0)
     """Learning rate at a batch of `lr_batch_size`; scaled linearly to `batch_size`."""
     lr_batch_size: int = Field(default=16, ge=1)
+    """The batch that `lr` is meant for."""
     backbone_lr_scale: float = Field(default=1.0, ge=0)
+    """Factor on the learning rate of the backbone."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    """For optimisers that have one."""
     weight_decay: float = Field(default=1e-4, ge=0)
+    """Weight decay, without norms and biases unless `decay_norms`."""
     decay_norms: bool = False
     """Weight decay also for norms and biases, as the reference has it."""
     schedule: Literal["multistep", "cosine"] = "multistep"
+    """How the learning rate falls."""
     milestones: tuple[float, ...] = (0.75, 0.917)
     """Fractions of the run after which multistep divides the learning rate by 10."""
     warmup_steps: int = Field(default=500, ge=0)
+    """Steps over which the learning rate rises to its value."""
     warmup_ratio: float = Field(default=0.01, ge=0, le=1)
+    """Share of the learning rate that the first step has."""
     clip_norm: float = Field(default=35.0, ge=0)
     """L2 norm the gradient is clipped to; 0 = not clipped."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -189,10 +204,15 @@ class TrainConfig(_Section):
     keep_checkpoints: int = Field(default=2, ge=1)
     """Training states kept; with 2 or more a damaged one is no loss."""
     log_every: int = Field(default=20, ge=1)
+    """Write a line of the log every n steps."""
     seed: int = 0
+    """Seed of weights, order of images and augmentation."""
     channels_last: bool = True
+    """Keep images and weights in channels-last memory order, which is faster."""
     device: str = "auto"
+    """Any torch device; "auto" = CUDA, else MPS, else CPU."""
     tensorboard: bool = True
+    """Write TensorBoard files beside the log."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -211,15 +231,19 @@ class InferenceConfig(_Section):
     score_threshold: float = Field(default=0.1, ge=0, le=1)
     """Category probability above which a (cell, category) is a candidate."""
     mask_threshold: float = Field(default=0.5, gt=0, lt=1)
+    """Probability above which a pixel belongs to a mask."""
     max_candidates: int = Field(default=500, ge=1)
     """Candidates cut to this many before any mask is made: the memory bound."""
     pre_nms: int = Field(default=500, ge=1)
     """Masks that enter Matrix NMS."""
     nms_kernel: Literal["gaussian", "linear"] = "gaussian"
+    """How overlap lowers scores."""
     nms_sigma: float = Field(default=2.0, gt=0)
+    """Strength of the gaussian kernel."""
     update_threshold: float = Field(default=0.05, ge=0, le=1)
     """Instances below this score after decay are dropped."""
     max_instances: int = Field(default=100, ge=1)
+    """Instances kept per image."""
     panoptic_score_threshold: float = Field(default=0.5, ge=0, le=1)
     """Instances below this score do not enter the panoptic map."""
     panoptic_overlap_threshold: float = Field(default=0.5, ge=0, le=1)
