@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 MASK_STRIDE = 4
-"""Mask features are a quarter of the padded input (SOLOv2, section 3.2)."""
+"""Mask features are a quarter of the padded input (SOLOv2, "Mask Feature")."""
 
 SIZE_DIVISOR = 32
 """Sides of the model's input are multiples of this: the coarsest stride of the backbone."""

@@ -115,7 +115,7 @@ def evaluate(
             )
         if world.is_main:
             print_metrics(metrics)
-            typer.echo(f"metrics and predictions: {out}")
+            typer.echo(f"metrics, predictions and report.html: {out}")
             split = settings.data.val_split
             found |= {"checkpoint": checkpoint, "data": data, "split": split}
             found |= {"task": settings.task, "metrics": metrics, "out": out}

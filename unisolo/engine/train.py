@@ -107,7 +107,9 @@ def train(
                 "--overwrite to replace it, or another train.out"
             )
         seed_all(config.train.seed)
-        if world.is_main and config.data.root is not None:
+        # A reader of the user's own (see DATASETS) has files that the doctor does not know.
+        in_coco_layout = config.data.dataset in ("auto", "coco_instance", "coco_panoptic")
+        if world.is_main and config.data.root is not None and in_coco_layout:
             for sentence in brief(config):  # all faults; the readers below stop at the first
                 print(sentence, file=sys.stderr, flush=True)
                 noted.append(sentence)

@@ -55,7 +55,7 @@ class ConvNormAct(nn.Module):
 
 
 def append_coordinates(features: Tensor) -> Tensor:
-    """Append each pixel's position as two channels (CoordConv; SOLOv2, section 3.2).
+    """Append each pixel's position as two channels (CoordConv; SOLOv2, "Mask Kernel").
 
     Args:
         features: [B, C, h, w].

@@ -17,7 +17,7 @@ NUM_LEVELS = 4
 
 
 class MaskHead(nn.Module):
-    """Unified mask features at stride 4 (SOLOv2, arXiv 2003.10152, section 3.3).
+    """Unified mask features at stride 4 (SOLOv2, arXiv 2003.10152, "Mask Feature").
 
     Level i (P2 is level 0) passes i blocks of convolution and bilinear x 2 upsampling (P2: one
     convolution); the four results are summed and projected. Pixel positions are appended to P5.

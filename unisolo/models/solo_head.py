@@ -22,7 +22,7 @@ CATEGORY_PRIOR = 0.01
 
 
 class SoloHead(nn.Module):
-    """Category and kernel branches, shared by five levels (SOLOv2, arXiv 2003.10152, section 3.2).
+    """Category and kernel branches, shared by five levels (SOLOv2, 2003.10152, "Mask Kernel").
 
     Each level is resized to its S x S grid, square whatever the image's shape. Pixel positions are
     appended before that and go to the kernel branch only: a kernel must know where it is to tell

@@ -1,4 +1,4 @@
-"""Matrix NMS (SOLOv2, section 3.3): every mask decays by its overlap with better ones, at once."""
+"""Matrix NMS (SOLOv2, "Matrix NMS"): every mask decays by its overlap with better ones, at once."""
 
 from __future__ import annotations
 
