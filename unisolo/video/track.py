@@ -206,7 +206,7 @@ class Tracker:
 
 def _assign(gain: _Floats) -> list[tuple[int, int]]:
     """The one-to-one pairs (row, column) of greatest total gain; only pairs that gain."""
-    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+    from scipy.optimize import linear_sum_assignment
 
     rows, columns = linear_sum_assignment(gain, maximize=True)
     pairs = zip(rows.tolist(), columns.tolist(), strict=True)
