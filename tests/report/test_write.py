@@ -6,7 +6,9 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +25,10 @@ from unisolo.engine.distributed import World
 from unisolo.engine.evaluate import evaluate
 from unisolo.engine.train import train
 from unisolo.report import leave_report, noted_warnings, write_report
+from unisolo.results import Result
 from unisolo.structures import ImageMeta
-from unisolo.tasks import TASKS, get_task
+from unisolo.tasks import TASKS, TaskAdapter, get_task
+from unisolo.visualize import draw_panoptic
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +195,77 @@ def test_a_stale_map_of_an_earlier_task_is_not_drawn(tmp_path: Path) -> None:
         path.unlink()
     evaluated(tmp_path / "data", tmp_path / "out", maps=maps, task="detection")
     assert "not shown" not in write_report(tmp_path / "out").read_text("utf-8")
+
+
+class CountEvaluator:
+    """The metric of a task of the user's own, which the package knows nothing of."""
+
+    def __init__(self) -> None:
+        self.images: list[Any] = []
+
+    def update(self, results: Sequence[Result], metas: Sequence[ImageMeta]) -> None:
+        self.images += [meta.image_id for meta in metas]
+
+    def compute(self) -> dict[str, float]:
+        return {"count/images": float(len(self.images)), "count/none": math.nan}
+
+    def save(self, out_dir: Path) -> list[Path]:
+        return []
+
+
+class CountTask(TaskAdapter):
+    name = "count"
+    headline = ("count/images",)
+
+    def make_evaluators(self, dataset: Any, *, backend: str = "hotcoco") -> list[Any]:
+        return [CountEvaluator()]
+
+
+def test_a_task_without_ap_has_a_page_of_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TASKS, "count", CountTask)
+    maps = write_data(tmp_path / "data", images=3, things=2, stuff=1)
+    run = tmp_path / "run"
+    evaluated(tmp_path / "data", run / "evaluation", maps=maps, task="count")
+    rows = [{"step": step, "loss": 2.0, "count/images": step / 2} for step in (1, 2)]
+    (run / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = write_report(run).read_text("utf-8")
+    assert "<strong>3.0</strong>" in text
+    assert '<th scope="row">count none</th><td class="n">-</td>' in text
+    for shown in ("loss (weighted sum)", "evaluations, count", "settings", "torch"):
+        assert shown in text, shown
+    assert "not scored by COCO" in text
+    for absent in ('id="categories"', 'id="images"', "#precision", "data:image", "By size"):
+        assert absent not in text, absent
+
+
+def test_swatches_are_the_colours_of_the_pictures(tmp_path: Path) -> None:
+    maps = write_data(tmp_path / "data", images=1, things=1, stuff=1)
+    config = evaluated(tmp_path / "data", tmp_path / "out", maps=maps)
+    dataset = build_dataset(config, split="val")
+    text = write_report(tmp_path / "out", dataset=dataset).read_text("utf-8")
+    for label, category in enumerate(dataset.categories):
+        ids = np.ones((40, 40), dtype=np.int32)
+        segment = {"id": 1, "category_id": category.id}
+        black = np.zeros((40, 40, 3), dtype=np.uint8)
+        drawn = np.asarray(draw_panoptic(black, ids, [segment], dataset.categories))
+        red, green, blue = (int(v) for v in re.findall(r"rgb\(([\d,]+)\)", text)[label].split(","))
+        # The picture lays the colour over black, so that its parts are in the same proportion.
+        pixel = drawn[38, 38].astype(float)
+        color = np.array([red, green, blue])
+        assert pixel / pixel.max() == pytest.approx(color / color.max(), abs=0.02), category
+
+
+def test_a_data_set_without_files_has_a_page_without_pictures(tmp_path: Path) -> None:
+    maps = write_data(tmp_path / "data", images=2, things=2, stuff=1)
+    config = evaluated(tmp_path / "data", tmp_path / "out", maps=maps, task="instance")
+    dataset = build_dataset(config, split="val")
+    del dataset.image_dir
+    text = write_report(tmp_path / "out", dataset=dataset).read_text("utf-8")
+    assert "attribute image_dir" in text
+    assert "mask AP" in text and 'id="confusion"' in text
+    assert "data:image" not in text
 
 
 def test_warnings_are_kept_and_still_shown() -> None:

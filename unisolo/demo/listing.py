@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from unisolo.categories import Categories
 from unisolo.ops.masks import popcount
 from unisolo.results import Result
-from unisolo.visualize.regions import Color, thing_color
+from unisolo.visualize.regions import Color, category_color
 
 __all__ = ["categories_listed", "segments_listed", "summary"]
 
@@ -34,7 +33,7 @@ def segments_listed(result: Result) -> list[dict[str, Any]]:
                 "name": category.name,
                 "score": score if category.isthing else None,
                 "share": area / (height * width),
-                "color": _css(_color(result.categories, label, seen[label])),
+                "color": _css(category_color(result.categories, label, seen[label])),
             }
         )
         seen[label] += 1
@@ -58,7 +57,7 @@ def categories_listed(result: Result, hidden: frozenset[int]) -> list[dict[str, 
             "id": result.categories[label].id,
             "name": result.categories[label].name,
             "count": counts[label],
-            "color": _css(_color(result.categories, label, 0)),
+            "color": _css(category_color(result.categories, label, 0)),
             "hidden": result.categories[label].id in hidden,
         }
         for label in order
@@ -85,14 +84,6 @@ def _facts(result: Result) -> list[tuple[int, float, float]]:
         areas = sides.prod(dim=1).tolist()
     labels, scores = result.labels.tolist(), result.scores.tolist()
     return list(zip(labels, scores, map(float, areas), strict=True))
-
-
-def _color(categories: Categories, label: int, instance: int) -> Color:
-    category = categories[label]
-    if category.isthing:
-        return thing_color(label, instance)
-    color: Color = category.color
-    return color
 
 
 def _css(color: Color) -> str:

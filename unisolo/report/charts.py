@@ -100,7 +100,7 @@ def curve_charts(history: History) -> list[Chart]:
         ("images per second", {"images per second": found.get("images_per_second", [])}),
         *(
             (title, {name: history.evaluations.get(name, []) for name in names})
-            for title, names in _METRICS.items()
+            for title, names in _evaluations(history).items()
         ),
     ):
         drawn = {name: curve for name, curve in curves.items() if len(curve) > 1}
@@ -113,6 +113,18 @@ _METRICS = {
     "evaluations, panoptic (percent)": ("panoptic/PQ", "panoptic/PQ_th", "panoptic/PQ_st"),
     "evaluations, AP (percent)": ("segm/AP", "bbox/AP"),
 }
+
+
+def _evaluations(history: History) -> dict[str, Sequence[str]]:
+    """The metrics of each chart, by its title: ours, then a chart for each kind of others."""
+    charts: dict[str, Sequence[str]] = dict(_METRICS)
+    kinds = [name.split("/")[0] for name in history.evaluations]
+    for kind in dict.fromkeys(kinds):
+        if kind not in ("panoptic", "segm", "bbox"):
+            charts[f"evaluations, {kind} (percent)"] = [
+                name for name in history.evaluations if name.split("/")[0] == kind
+            ]
+    return charts
 
 
 def precision_chart(curve: PrecisionRecall, *, dots: int = 20) -> Chart:

@@ -16,7 +16,7 @@ from unisolo.evaluation.base import ImageId
 from unisolo.evaluation.coco import CocoEvaluator
 from unisolo.evaluation.panoptic import CategoryQuality, PanopticEvaluator
 from unisolo.report.confusions import Confusion, count_confusions
-from unisolo.visualize.regions import thing_color
+from unisolo.visualize.regions import category_color
 
 __all__ = [
     "Bin",
@@ -206,7 +206,7 @@ def _rows(
             quality = (100 * pq, 100 * sq, 100 * rq)
             if not category.isthing:
                 counts = counted.tp + counted.fn, counted.tp + counted.fp
-        color = thing_color(label, 0) if category.isthing else category.color
+        color = category_color(coco.categories, label)
         rows.append(CategoryRow(category, color, *counts, ap, ap50, quality))
     return rows
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -17,7 +17,7 @@ from unisolo.report.charts import calibration_chart, curve_charts, precision_cha
 from unisolo.report.confusions import compact_matrix, top_mistakes
 from unisolo.report.figures import KEPT, Figures
 from unisolo.report.history import History
-from unisolo.report.pictures import Pair
+from unisolo.report.pictures import Pictures
 
 __all__ = ["Content", "render_report"]
 
@@ -42,11 +42,11 @@ class Content:
         task: Which was evaluated.
         split: Part of the data set.
         images: Images in it.
+        headline: Names of the metrics that the task is judged by.
         metrics: As in `metrics.json`, percent; None or NaN where undefined.
-        figures: The numbers behind them.
+        figures: The numbers behind them; None where the task has no AP.
         history: Of the training; empty where there was none.
-        best: Pictures of the images that went best.
-        worst: And worst.
+        pictures: Images that went best and worst.
         warnings: Sentences of the run and of the report.
         config: Settings; empty where unknown.
         facts: Names and values: versions, device, command.
@@ -56,11 +56,11 @@ class Content:
     task: str
     split: str
     images: int
+    headline: Sequence[str]
     metrics: Mapping[str, float | None]
-    figures: Figures
+    figures: Figures | None
     history: History
-    best: list[Pair]
-    worst: list[Pair]
+    pictures: Pictures
     warnings: list[str]
     config: Mapping[str, Any]
     facts: Mapping[str, str]
@@ -72,7 +72,6 @@ def render_report(content: Content) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = page_environment("unisolo.report")
     environment.filters |= {"percent": _percent, "sortable": _sortable}
-    figures = content.figures
     settings = yaml.safe_dump(dict(content.config), sort_keys=False, allow_unicode=True)
     page: str = environment.get_template("report.html.jinja").render(
         c=content,
@@ -80,28 +79,45 @@ def render_report(content: Content) -> str:
         digest=digest,
         script=script,
         kept=KEPT,
-        headline=[
-            (text, content.metrics[name])
-            for name, text in _HEADLINE.items()
-            if name in content.metrics
-        ],
+        headline=_headline(content),
         panoptic_rows=_panoptic_rows(content.metrics),
         ap_rows=_ap_rows(content.metrics),
+        other_rows=[
+            (name.replace("/", " "), value)
+            for name, value in content.metrics.items()
+            if name.split("/")[0] not in ("panoptic", "segm", "bbox")
+        ],
         curves=curve_charts(content.history),
+        settings=settings if content.config else "",
+        **({} if content.figures is None else _drawn(content.figures)),
+    )
+    return page
+
+
+def _drawn(figures: Figures) -> dict[str, Any]:
+    """What the template needs of the figures besides themselves."""
+    calibration = figures.calibration
+    return {
         # Of the overall curve every recall of a twentieth tells its numbers, of the others a tenth.
-        precision=[
+        "precision": [
             precision_chart(curve, dots=20 if place == 0 else 10)
             for place, curve in enumerate(figures.curves)
         ],
-        calibration=figures.calibration,
-        calibration_chart=(
-            None if figures.calibration is None else calibration_chart(figures.calibration)
-        ),
-        mistakes=top_mistakes(figures.confusion),
-        matrix=compact_matrix(figures.confusion),
-        settings=settings if content.config else "",
-    )
-    return page
+        "calibration": calibration,
+        "calibration_chart": None if calibration is None else calibration_chart(calibration),
+        "mistakes": top_mistakes(figures.confusion),
+        "matrix": compact_matrix(figures.confusion),
+    }
+
+
+def _headline(content: Content) -> list[tuple[str, float | None]]:
+    """The metrics in large figures: those known here, then those of a task of the user's own."""
+    names = dict.fromkeys((*_HEADLINE, *content.headline))
+    return [
+        (_HEADLINE.get(name, name.replace("/", " ")), content.metrics[name])
+        for name in names
+        if name in content.metrics
+    ]
 
 
 def _panoptic_rows(metrics: Mapping[str, float | None]) -> list[tuple[str, list[float | None]]]:

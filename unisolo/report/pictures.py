@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from unisolo.categories import Categories
@@ -22,7 +21,7 @@ from unisolo.report.figures import KEPT, ImageScore
 from unisolo.results import Result
 from unisolo.visualize import draw_panoptic, draw_result
 
-__all__ = ["Pair", "best_and_worst", "draw_pairs"]
+__all__ = ["Pair", "Pictures", "best_and_worst", "draw_pairs"]
 
 _WORST, _BEST = 6, 4
 _LONG_SIDE, _SMALL_SIDE = 640, 320
@@ -47,6 +46,23 @@ class Pair:
     score: ImageScore
     truth: str
     found: str
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The images on a page.
+
+    Attributes:
+        best: Those that went best.
+        worst: And worst.
+        problems: Sentences about single images that could not be drawn.
+        absent: Why there are no pictures at all; empty = there is no reason.
+    """
+
+    best: Sequence[Pair] = ()
+    worst: Sequence[Pair] = ()
+    problems: Sequence[str] = ()
+    absent: str = ""
 
 
 def best_and_worst(scores: Sequence[ImageScore]) -> tuple[list[ImageScore], list[ImageScore]]:
@@ -132,31 +148,30 @@ class _Drawer:
 def draw_pairs(
     dataset: Any,
     folder: Path,
-    scores: Sequence[Sequence[ImageScore]],
+    best: Sequence[ImageScore],
+    worst: Sequence[ImageScore],
     *,
     boxes: bool,
     panoptic: bool,
-) -> tuple[list[list[Pair]], list[str]]:
-    """Draw groups of images.
+) -> Pictures:
+    """Draw images; where the page would become too large, the best are left out first.
 
     Args:
         dataset: One of `unisolo.data.DATASETS`.
         folder: Of the evaluation.
-        scores: Groups of the images to draw.
+        best: Images to draw.
+        worst: Likewise.
         boxes: Draw boxes (the detection task) instead of masks.
         panoptic: Draw the panoptic maps instead of the instances.
-
-    Returns:
-        The groups as pairs of pictures, and sentences about images that could not be drawn.
     """
-    wanted = {score.image_id for group in scores for score in group}
+    wanted = {score.image_id for score in (*best, *worst)}
     if not wanted:
-        return [[] for _ in scores], []
+        return Pictures()
     drawer = _Drawer(dataset, folder, boxes=boxes, panoptic=panoptic, wanted=wanted)
     groups: list[list[Pair]] = []
     problems: list[str] = []
     room = _MAX_BYTES
-    for group in scores:
+    for group in (worst, best):
         pairs = []
         for score in group:
             try:
@@ -171,7 +186,7 @@ def draw_pairs(
             name = str(drawer.records[score.image_id]["file_name"])
             pairs.append(Pair(name, score, truth, found))
         groups.append(pairs)
-    return groups, problems
+    return Pictures(best=groups[1], worst=groups[0], problems=problems)
 
 
 def _by_image(entries: Iterable[Any], wanted: set[ImageId]) -> dict[ImageId, list[Any]]:
@@ -210,21 +225,9 @@ def _result(
     kept = sorted(
         (entry for entry in entries if entry["score"] >= KEPT), key=lambda entry: -entry["score"]
     )
-    corners = [(x, y, x + w, y + h) for x, y, w, h in (entry["bbox"] for entry in kept)]
-    masks = None
-    if not boxes:
-        stack = np.zeros((len(kept), size[0], (size[1] + 7) // 8), dtype=np.uint8)
-        for place, entry in enumerate(kept):
-            stack[place] = np.packbits(decode(entry["segmentation"], *size), axis=-1)
-        masks = torch.from_numpy(stack)
-    return Result(
-        size,
-        categories,
-        torch.tensor([entry["score"] for entry in kept], dtype=torch.float32),
-        torch.tensor([categories.label(e["category_id"]) for e in kept], dtype=torch.int64),
-        torch.tensor(corners, dtype=torch.float32).reshape(-1, 4),
-        masks,
-    )
+    if boxes:
+        kept = [{**entry, "segmentation": None} for entry in kept]
+    return Result.from_coco(kept, categories, size)
 
 
 def _reduced(picture: Image.Image) -> Image.Image:

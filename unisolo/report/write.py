@@ -14,12 +14,12 @@ from unisolo.evaluation.base import read_json
 from unisolo.evaluation.coco import CocoEvaluator
 from unisolo.evaluation.panoptic import PanopticEvaluator
 from unisolo.files import write_bytes
-from unisolo.report.figures import measure
+from unisolo.report.figures import Figures, measure
 from unisolo.report.history import History, read_history
 from unisolo.report.page import Content, render_report
-from unisolo.report.pictures import best_and_worst, draw_pairs
+from unisolo.report.pictures import Pictures, best_and_worst, draw_pairs
 from unisolo.report.record import read_record
-from unisolo.tasks import get_task
+from unisolo.tasks import TaskAdapter, get_task
 
 __all__ = ["leave_report", "write_report"]
 
@@ -70,7 +70,8 @@ def write_report(
     """Make one page of what a training or an evaluation left.
 
     Numbers come from the stored predictions and the data set's ground truth, evaluated anew with
-    hotcoco; the model is not needed.
+    hotcoco; the model is not needed. Where the task has no AP, the page has the metrics, the
+    curves and the settings alone.
 
     Args:
         folder: Of a training (`train.out`) or of an evaluation.
@@ -93,16 +94,11 @@ def write_report(
     config = _config(place, record, data, split)
     if dataset is None:
         dataset = build_dataset(config, split="val")
-    coco, panoptic = _evaluators(config.task, metrics, dataset, place.evaluation)
-    figures = measure(coco, panoptic)
-    best, worst = best_and_worst(figures.images)
-    (worst_pairs, best_pairs), problems = draw_pairs(
-        dataset,
-        place.evaluation,
-        (worst, best),
-        boxes=figures.iou_type == "bbox",
-        panoptic=panoptic is not None,
-    )
+    task = get_task(config.task)(dataset.categories)
+    coco, panoptic = _evaluators(task, dataset, place.evaluation)
+    figures = None if coco is None else measure(coco, panoptic)
+    pictures = _pictures(figures, dataset, place.evaluation, panoptic=panoptic is not None)
+    problems = list(pictures.problems)
     history = History() if place.log is None else read_history(place.log)
     if history.unread:
         problems.append(f"{history.unread} lines of {place.log} could not be read")
@@ -112,11 +108,11 @@ def write_report(
         task=config.task,
         split=config.data.val_split,
         images=len(dataset),
+        headline=task.headline,
         metrics=metrics,
         figures=figures,
         history=history,
-        best=best_pairs,
-        worst=worst_pairs,
+        pictures=pictures,
         warnings=[*map(str, run.get("warnings", ())), *problems],
         config=config_to_dict(config),
         facts=_facts(run, config, place),
@@ -182,19 +178,34 @@ def _task_of(place: _Place) -> str:
 
 
 def _evaluators(
-    task: str, metrics: Mapping[str, Any], dataset: Any, folder: Path
-) -> tuple[CocoEvaluator, PanopticEvaluator | None]:
+    task: TaskAdapter, dataset: Any, folder: Path
+) -> tuple[CocoEvaluator | None, PanopticEvaluator | None]:
+    """The evaluators of AP and PQ, with their predictions; a task of one's own may have neither."""
     coco: CocoEvaluator | None = None
     panoptic: PanopticEvaluator | None = None
-    for evaluator in get_task(task)(dataset.categories).make_evaluators(dataset):
-        evaluator.load(folder)
+    for evaluator in task.make_evaluators(dataset):
         if isinstance(evaluator, CocoEvaluator):
             coco = evaluator
         elif isinstance(evaluator, PanopticEvaluator):
             panoptic = evaluator
-    if coco is None:
-        raise ValueError(f"task {task!r} has no AP, which a report is built on")
+        else:
+            continue
+        evaluator.load(folder)
     return coco, panoptic
+
+
+def _pictures(figures: Figures | None, dataset: Any, folder: Path, *, panoptic: bool) -> Pictures:
+    if figures is None:
+        return Pictures()
+    if not hasattr(dataset, "image_dir"):  # a reader of the user's own may make its images
+        return Pictures(
+            absent="The data set does not say in which files its images are (attribute "
+            "image_dir), so none are shown."
+        )
+    best, worst = best_and_worst(figures.images)
+    return draw_pairs(
+        dataset, folder, best, worst, boxes=figures.iou_type == "bbox", panoptic=panoptic
+    )
 
 
 def _facts(run: Mapping[str, Any], config: Config, place: _Place) -> dict[str, str]:

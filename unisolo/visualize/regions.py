@@ -23,6 +23,7 @@ __all__ = [
     "Bytes",
     "Color",
     "Region",
+    "category_color",
     "instance_regions",
     "map_regions",
     "stuff_color",
@@ -123,6 +124,18 @@ def stuff_color(color: Color) -> Color:
     return red, green, blue
 
 
+def category_color(categories: Categories, label: int, instance: int = 0) -> Color:
+    """Return the colour that a category is drawn in.
+
+    Args:
+        categories: Of the picture.
+        label: Of the category.
+        instance: As for `thing_color`; stuff has one colour.
+    """
+    category = categories[label]
+    return thing_color(label, instance) if category.isthing else stuff_color(category.color)
+
+
 def _shaded(color: Color, shade: float) -> Color:
     """Mix with white (shade > 0) or black (shade < 0)."""
     end = 255 if shade > 0 else 0
@@ -166,18 +179,16 @@ def map_regions(
     ):
         if not areas[number]:
             continue
-        category = categories[label]
-        color = thing_color(label, seen[label]) if category.isthing else stuff_color(category.color)
         window = _grown(box, ids.shape)
         regions.append(
             Region(
                 box=box,
                 window=window,
                 mask=functools.partial(_map_mask, numbers, number, window),
-                color=color,
+                color=category_color(categories, label, seen[label]),
                 text=text,
                 note=score if scores else "",
-                isthing=category.isthing,
+                isthing=categories[label].isthing,
                 area=int(areas[number]),
             )
         )

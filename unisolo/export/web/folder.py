@@ -21,7 +21,7 @@ from unisolo.graphs import GraphError, GraphFacts, open_graph
 from unisolo.models import UniSolo
 from unisolo.structures import MASK_STRIDE, SIZE_DIVISOR
 from unisolo.tasks import get_task
-from unisolo.visualize.regions import stuff_color, thing_color
+from unisolo.visualize.regions import Color, category_color
 
 __all__ = ["export_web", "graph_to_web", "page_facts"]
 
@@ -150,14 +150,14 @@ def page_facts(facts: GraphFacts, name: str, size: int) -> dict[str, Any]:
 def _categories(categories: Categories) -> list[dict[str, Any]]:
     """In the order of the labels, each with the colours its regions take by turns."""
     entries = categories.to_coco()
-    for label, (entry, category) in enumerate(zip(entries, categories, strict=True)):
-        entry["paint"] = _shades(label) if category.isthing else [stuff_color(category.color)]
+    for label, entry in enumerate(entries):
+        entry["paint"] = _shades(categories, label)
     return entries
 
 
-def _shades(label: int) -> list[tuple[int, int, int]]:
-    shades = [thing_color(label, 0)]
-    while (color := thing_color(label, len(shades))) != shades[0]:
+def _shades(categories: Categories, label: int) -> list[Color]:
+    shades = [category_color(categories, label)]
+    while (color := category_color(categories, label, len(shades))) != shades[0]:
         shades.append(color)
     return shades
 
