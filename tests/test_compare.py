@@ -11,10 +11,10 @@ from tiny_coco import CROWDED, DOT, EMPTY, MIXED, SPLIT, write_tiny_coco
 from tiny_model import lively_model
 
 from unisolo import Categories, Category, Predictor
-from unisolo.compare import comparison_data, comparison_sheet, draw_annotations
+from unisolo.compare import comparison_data, comparison_sheet
 from unisolo.data import CocoInstance, CocoPanoptic
 from unisolo.data.images import read_image
-from unisolo.visualize import draw_panoptic, draw_result
+from unisolo.visualize import draw_annotations, draw_panoptic, draw_result
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "detection"])

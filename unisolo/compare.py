@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
-from unisolo.categories import Categories
 from unisolo.data import CocoInstance, CocoPanoptic
 from unisolo.data.coco_panoptic import read_segment_ids
 from unisolo.data.images import read_image
-from unisolo.data.segmentation import decode
 from unisolo.predictor import Predictor
-from unisolo.results import Result
 from unisolo.tasks import get_task
-from unisolo.visualize import draw_grid, draw_panoptic, draw_result
-from unisolo.visualize.fonts import category_name
+from unisolo.visualize import draw_annotations, draw_grid, draw_panoptic, draw_result
 
-__all__ = ["comparison_data", "comparison_sheet", "draw_annotations"]
+__all__ = ["comparison_data", "comparison_sheet"]
 
 _PIXELS_WIDE = 360
 """Least width of each picture on the sheet: labels need room."""
@@ -83,56 +78,6 @@ def comparison_sheet(
             draw_result(image, predictor.predict(image), scale=scale),
         ]
     return draw_grid(pictures, columns=3 * columns)
-
-
-def draw_annotations(
-    image: npt.NDArray[np.uint8],
-    annotations: Sequence[Mapping[str, Any]],
-    categories: Categories,
-    *,
-    boxes: bool = False,
-    scale: int = 1,
-) -> Image.Image:
-    """Draw COCO instance annotations over their image, as a prediction would be drawn.
-
-    Args:
-        image: [H, W, 3] uint8 RGB.
-        annotations: Entries of one image with `category_id`, `segmentation` and `bbox`; those
-            with `iscrowd` are named so.
-        categories: What the ids of the categories mean.
-        boxes: Draw the boxes of the annotations instead of their masks.
-        scale: As for `draw_result`.
-
-    Returns:
-        A new RGB picture, `scale` times the size of the image.
-
-    Raises:
-        ValueError: If a segmentation cannot be used.
-    """
-    height, width = image.shape[:2]
-    labels = [categories.label(entry["category_id"]) for entry in annotations]
-    names = [category_name(categories[label]) for label in labels]
-    count = len(annotations)
-    packed = np.zeros((count, height, -(-width // 8)), dtype=np.uint8)
-    sides = np.zeros((count, 4), dtype=np.float32)
-    for number, entry in enumerate(annotations):
-        left, top, wide, high = entry["bbox"]
-        sides[number] = left, top, left + wide, top + high
-        if not boxes:
-            packed[number] = np.packbits(decode(entry["segmentation"], height, width), axis=-1)
-    truth = Result(
-        image_size=(height, width),
-        categories=categories,
-        scores=torch.ones(count),
-        labels=torch.tensor(labels, dtype=torch.int64),
-        boxes=torch.from_numpy(sides),
-        packed_masks=None if boxes else torch.from_numpy(packed),
-    )
-    texts = [
-        f"{name} (crowd)" if entry.get("iscrowd") else name
-        for name, entry in zip(names, annotations, strict=True)
-    ]
-    return draw_result(image, truth, draw_scores=False, texts=texts, scale=scale)
 
 
 def _truth_of(

@@ -14,12 +14,11 @@ from PIL import Image
 from unisolo.categories import Categories
 from unisolo.data.coco_panoptic import read_segment_ids
 from unisolo.data.images import read_image
-from unisolo.data.segmentation import decode, usable
 from unisolo.doctor.evidence import data_uri
 from unisolo.evaluation.base import ImageId, read_json
 from unisolo.report.figures import KEPT, ImageScore
 from unisolo.results import Result
-from unisolo.visualize import draw_panoptic, draw_result
+from unisolo.visualize import draw_annotations, draw_panoptic, draw_result
 
 __all__ = ["Pair", "Pictures", "best_and_worst", "draw_pairs"]
 
@@ -119,11 +118,14 @@ class _Drawer:
                 self._panoptic(image, image_id, self.folder / "panoptic", self.found, scale),
             ]
         else:
-            ids, segments = _painted(self.truth.get(image_id, ()), size)
             result = _result(self.found.get(image_id, ()), size, self.categories, self.boxes)
             pictures = [
-                draw_panoptic(
-                    image, ids, segments, self.categories, draw_boxes=self.boxes, scale=scale
+                draw_annotations(
+                    image,
+                    self.truth.get(image_id, ()),
+                    self.categories,
+                    boxes=self.boxes,
+                    scale=scale,
                 ),
                 draw_result(image, result, scale=scale),
             ]
@@ -195,24 +197,6 @@ def _by_image(entries: Iterable[Any], wanted: set[ImageId]) -> dict[ImageId, lis
         if entry["image_id"] in wanted:
             groups[entry["image_id"]].append(entry)
     return groups
-
-
-def _painted(
-    entries: Iterable[Mapping[str, Any]], size: tuple[int, int]
-) -> tuple[npt.NDArray[np.int32], list[dict[str, Any]]]:
-    """Objects on one map, the smaller over the larger, and its segments."""
-    ids = np.zeros(size, dtype=np.int32)
-    segments = []
-    ordered = sorted(entries, key=lambda entry: -float(entry["area"]))
-    for place, entry in enumerate(ordered, start=1):
-        segmentation = usable(entry["segmentation"])
-        if segmentation is None:
-            continue
-        ids[decode(segmentation, *size)] = place
-        segments.append(
-            {"id": place, "category_id": entry["category_id"], "iscrowd": entry["iscrowd"]}
-        )
-    return ids, segments
 
 
 def _result(
