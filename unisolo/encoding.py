@@ -1,4 +1,4 @@
-"""Results on their way out: masks as RLE, maps as PNG."""
+"""Masks as RLE, maps of ids as colours, pictures as PNG."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["encode_png", "encode_rle"]
+__all__ = ["encode_png", "encode_rle", "ids_to_rgb", "rgb_to_ids"]
 
 _RLE_CHUNK_PIXELS = 1 << 24
 """Mask pixels unpacked at once, one byte each, while writing RLE."""
@@ -42,6 +42,31 @@ def encode_rle(packed: NDArray[np.uint8], width: int) -> list[dict[str, Any]]:
         masks = bits.reshape(len(columns), row_bytes * 8, height)[:, :width]
         rles.extend(rle_ops.encode(masks.transpose(2, 1, 0)))  # wants [H, W, n], column-major
     return [{"size": [height, width], "counts": rle["counts"].decode("ascii")} for rle in rles]
+
+
+def ids_to_rgb(ids: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
+    """Write ids as colours, as COCO's panoptic PNGs do: id = R + 256 G + 65536 B.
+
+    Args:
+        ids: [...] whole numbers from 0 to 256^3 - 1.
+
+    Returns:
+        [..., 3] uint8 RGB.
+    """
+    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
+
+
+def rgb_to_ids(rgb: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Read ids from colours; see `ids_to_rgb`.
+
+    Args:
+        rgb: [..., 3] uint8 RGB.
+
+    Returns:
+        [...] int32.
+    """
+    wide = rgb.astype(np.int32)
+    return np.asarray(wide[..., 0] + 256 * wide[..., 1] + 65536 * wide[..., 2], dtype=np.int32)
 
 
 def encode_png(rgb: NDArray[np.uint8]) -> bytes:

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unisolo.data.coco_files import DatasetError
+from unisolo.encoding import rgb_to_ids
 from unisolo.reading import file_problem
 
-__all__ = ["VOID", "VOID_COLOR", "color_numbers", "read_numbers", "voc_palette"]
+__all__ = ["VOID", "VOID_COLOR", "read_numbers", "voc_palette"]
 
 VOID = 255
 """The number that says "not labelled" in VOC and most data sets after it."""
@@ -56,18 +57,12 @@ def read_numbers(
             f"is {size[0]} x {size[1]}; write it at that size"
         )
     if mode == "RGB":
-        return _numbers_of_colors(path, color_numbers(array), colors)
+        return _numbers_of_colors(path, rgb_to_ids(array).astype(np.int64), colors)
     if mode in ("P", "L", "1", "I", "I;16"):
         return array.astype(np.int64)
     raise DatasetError(
         f"{path}: a mask must be a palette, grey or RGB image, this one is {mode}; write it again"
     )
-
-
-def color_numbers(rgb: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Return R + 256 G + 65536 B of [..., 3] colours."""
-    wide = rgb.astype(np.int64)
-    return np.asarray(wide[..., 0] + 256 * wide[..., 1] + 65536 * wide[..., 2])
 
 
 def voc_palette(count: int) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from unisolo.categories import Categories
-from unisolo.convert_data.pixels import VOID, VOID_COLOR, color_numbers, read_numbers, voc_palette
+from unisolo.convert_data.pixels import VOID, VOID_COLOR, read_numbers, voc_palette
 from unisolo.convert_data.source import (
     Content,
     Item,
@@ -28,6 +28,7 @@ from unisolo.convert_data.source import (
 )
 from unisolo.data.coco_files import DatasetError
 from unisolo.data.segmentation import encode
+from unisolo.encoding import rgb_to_ids
 from unisolo.reading import relative_name, short
 
 __all__ = ["BACKGROUND_NAMES", "read_voc"]
@@ -91,7 +92,7 @@ def _names(src: Path, options: Options) -> tuple[list[str], dict[int, int]]:
     names = [line.split(":")[0] for line in lines]
     palette = voc_palette(len(lines) + 1)
     first = 0 if names and names[0].lower() in BACKGROUND_NAMES else 1
-    colors = {int(color_numbers(color)): number for number, color in enumerate(palette)}
+    colors = {int(rgb_to_ids(color)): number for number, color in enumerate(palette)}
     for number, line in enumerate(lines, start=first):
         fields = line.split(":")
         if len(fields) > 1 and fields[1]:
@@ -99,8 +100,8 @@ def _names(src: Path, options: Options) -> tuple[list[str], dict[int, int]]:
                 color = np.array([int(v) for v in fields[1].split(",")], np.uint8).reshape(3)
             except (ValueError, OverflowError):
                 raise DatasetError(f"{src}: {short(line)} must be name:red,green,blue") from None
-            colors[int(color_numbers(color))] = number
-    colors[int(color_numbers(np.array(VOID_COLOR, np.uint8)))] = VOID
+            colors[int(rgb_to_ids(color))] = number
+    colors[int(rgb_to_ids(np.array(VOID_COLOR, np.uint8)))] = VOID
     return names[1 - first :], colors
 
 
@@ -116,7 +117,7 @@ def _read(
     file = src / "SegmentationObject" / f"{stem}.png"
     classes = read_numbers(class_file, size, colors)
     objects = read_numbers(file, size, None)
-    void = (classes == VOID) | (objects == color_numbers(np.array(VOID_COLOR, np.uint8)))
+    void = (classes == VOID) | (objects == rgb_to_ids(np.array(VOID_COLOR, np.uint8)))
     objects[void] = 0
     lost = int(((classes > 0) & ~void & (objects == 0)).sum())
     if lost:

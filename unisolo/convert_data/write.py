@@ -16,7 +16,7 @@ from unisolo.convert_data.source import Item, Log, Panoptic, Shape
 from unisolo.data.coco_files import CocoLayout, DatasetError
 from unisolo.data.images import ImageError, read_image, to_rgb_array
 from unisolo.data.segmentation import area_and_box, decode, encode, usable
-from unisolo.encoding import encode_png
+from unisolo.encoding import encode_png, ids_to_rgb
 from unisolo.files import write_json
 
 __all__ = ["SplitWriter"]
@@ -105,10 +105,9 @@ class SplitWriter:
         """Write the PNG and return its annotation."""
         ids = panoptic.ids
         file_name = Path(self.images[-1]["file_name"]).stem + ".png"
-        rgb = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
         path = self._layout.panoptic_dir / file_name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_png(rgb))
+        path.write_bytes(encode_png(ids_to_rgb(ids)))
         segments = []
         for segment_id, category_id in panoptic.categories.items():
             area, (left, top, right, bottom) = area_and_box(encode(ids == segment_id), *ids.shape)

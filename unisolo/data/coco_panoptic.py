@@ -29,6 +29,7 @@ from unisolo.data.coco_files import (
 from unisolo.data.coco_instance import read_instances
 from unisolo.data.raw import MAX_OBJECTS, ObjectBoxes, RawSample, RawTarget, Transform, to_sample
 from unisolo.data.segmentation import encode
+from unisolo.encoding import rgb_to_ids
 from unisolo.reading import file_problem, short
 from unisolo.structures import STUFF_IGNORE, ImageMeta, Sample
 
@@ -345,8 +346,7 @@ def read_segment_ids(path: Path, record: Mapping[str, Any]) -> npt.NDArray[np.in
             f"{path}: damaged panoptic PNG of image id {record['id']} ({error}); copy it again",
             "png-damaged",
         ) from error
-    wide = colors.astype(np.int32)
-    return np.asarray(wide[..., 0] + 256 * wide[..., 1] + 65536 * wide[..., 2], dtype=np.int32)
+    return rgb_to_ids(colors)
 
 
 def _check_header(image: Image.Image, path: Path, record: Mapping[str, Any]) -> None:

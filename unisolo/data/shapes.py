@@ -18,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from unisolo.data.shapes_scene import CATEGORIES, Scene, draw_scene
+from unisolo.encoding import ids_to_rgb, rgb_to_ids
 
 __all__ = ["generate_shapes"]
 
@@ -159,8 +160,7 @@ def _write_split(
         )
         ids = _segment_ids(rng, scene)
         png_name = f"{image_id:012d}.png"
-        colors = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
-        Image.fromarray(colors[scene.index_map]).save(panoptic_dir / png_name)
+        Image.fromarray(ids_to_rgb(ids)[scene.index_map]).save(panoptic_dir / png_name)
         boxes_areas = _boxes_and_areas(scene)
         panoptic.append(_panoptic_entry(scene, image_id, png_name, ids, boxes_areas))
         instances.extend(_instance_entries(scene, image_id, boxes_areas))
@@ -199,7 +199,7 @@ def _segment_ids(rng: np.random.Generator, scene: Scene) -> npt.NDArray[np.int64
         number = 0
         while number in ids:
             color = np.clip(base + rng.integers(-shift, shift + 1, 3), 0, 255)
-            number = int(color[0]) + 256 * int(color[1]) + 65536 * int(color[2])
+            number = int(rgb_to_ids(color.astype(np.uint8)))
             shift = max(shift, 2)
         ids.append(number)
     return np.array(ids, dtype=np.int64)

@@ -15,7 +15,7 @@ from unisolo.data.coco_panoptic import read_segment_ids
 from unisolo.doctor.codes import CODES
 from unisolo.doctor.examine import Report
 from unisolo.doctor.split import JsonFile, Split
-from unisolo.encoding import encode_png
+from unisolo.encoding import encode_png, ids_to_rgb
 from unisolo.files import write_json
 
 __all__ = ["Repaired", "repair"]
@@ -136,9 +136,8 @@ def _write_split(split: Split, root: Path, out: Path) -> None:
         ids = read_segment_ids(png, image.entry)
         segments = split.segments.annotations[image_id]["segments_info"]
         ids[~np.isin(ids, [segment["id"] for segment in segments])] = 0
-        colors = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1)
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(encode_png(colors.astype(np.uint8)))
+        place.write_bytes(encode_png(ids_to_rgb(ids)))
 
 
 def _tree(file: JsonFile) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unisolo.categories import Categories
-from unisolo.encoding import encode_png
+from unisolo.encoding import encode_png, ids_to_rgb, rgb_to_ids
 from unisolo.files import write_bytes
 from unisolo.ops.boxes import masks_to_boxes
 from unisolo.ops.masks import pack_bits
@@ -53,8 +53,7 @@ def to_panoptic(
         "file_name": file_name,
         "segments_info": segments,
     }
-    rgb = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
-    return rgb, annotation
+    return ids_to_rgb(ids), annotation
 
 
 def save_panoptic(
@@ -125,8 +124,7 @@ def _read_ids(png: str | os.PathLike[str] | NDArray[Any]) -> tuple[NDArray[np.in
     else:
         where, array = "the panoptic array", np.asarray(png)
     if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8:
-        wide = array.astype(np.int32)
-        return wide[..., 0] + 256 * wide[..., 1] + 65536 * wide[..., 2], where
+        return rgb_to_ids(array), where
     if array.ndim == 2 and np.issubdtype(array.dtype, np.integer):
         if array.size and not 0 <= int(array.min()) <= int(array.max()) <= _MAX_PANOPTIC_ID:
             raise ValueError(f"{where}: ids must be 0 to {_MAX_PANOPTIC_ID}")
