@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from unisolo.data.images import ImageError, read_image
+from unisolo.data.images import IMAGE_ENDINGS, ImageError, image_files, read_image
 from unisolo.explain import combine
 from unisolo.files import write_bytes, write_json
 from unisolo.predictor import Predictor
@@ -25,7 +25,6 @@ from unisolo.visualize import draw_result
 
 __all__ = ["FilesReport", "find_images", "predict_files"]
 
-_ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _JPEG = frozenset({".jpeg", ".jpg"})
 
 
@@ -65,15 +64,12 @@ def find_images(source: Path, *, without: Path | None = None) -> list[Path]:
     outside = None if without is None else without.resolve()
     found = [
         path
-        for path in sorted(source.rglob("*"))
-        if path.suffix.lower() in _ENDINGS
-        and path.is_file()
-        and not path.name.startswith(".")
-        and (outside is None or outside not in path.resolve().parents)
+        for path in image_files(source)
+        if outside is None or outside not in path.resolve().parents
     ]
     if not found:
         raise ValueError(
-            f"{source}: no image in this folder (looked for {' '.join(sorted(_ENDINGS))})"
+            f"{source}: no image in this folder (looked for {' '.join(sorted(IMAGE_ENDINGS))})"
         )
     return found
 

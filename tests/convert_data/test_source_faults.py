@@ -68,7 +68,7 @@ def refused(root: Path, words: str, **arguments: Any) -> None:
 )
 def test_yolo_lines(tmp_path: Path, line: str, words: str) -> None:
     yolo(tmp_path / "source", f"0 {SQUARE}\n\n{line}\n")
-    refused(tmp_path, rf"labels/train/train.txt: line 2: .*{words}")
+    refused(tmp_path, rf"labels/train/train.txt: line 3: .*{words}")
     summary = convert_data(tmp_path / "source", tmp_path / "out", skip_faulty=True)
     assert summary.objects == {"train2017": 1, "val2017": 1}
     assert len(summary.faults) == 1
@@ -282,7 +282,9 @@ def test_mask_folders(tmp_path: Path) -> None:
         (root / "masks").mkdir(exist_ok=True)
         Image.fromarray(np.full((20, 30), 2, np.uint8)).save(root / "masks" / f"{name}.png")
     refused(tmp_path, "no names.txt")
-    (root / "names.txt").write_text("a\nb\n")
+    (root / "names.txt").write_text("a\n\nb\n")
+    refused(tmp_path, "names.txt: line 2 is empty")
+    (root / "names.txt").write_text("\ufeffa\nb\n\n", encoding="utf-8")
     refused(tmp_path, "masks/x.png: has pixels of class 2, and the names are those of 0 to 1")
     refused(tmp_path, "no image is left", skip_faulty=True)
     refused(tmp_path, "every class is stuff", options=Options(stuff=("a", "b")))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unisolo.ops.masks import pack_bits, resize_to_original
-from unisolo.ops.panoptic import merge_panoptic, segment_stuff
+from unisolo.ops.panoptic import _contenders, merge_panoptic, segment_stuff
 
 
 def twin(masks, scores, stuff_index, num_stuff, score_threshold, overlap_threshold, limit):
@@ -236,6 +236,58 @@ def test_stuff_is_the_largest_resized_logit_whatever_the_chunk(chunk_pixels, dty
     index = segment_stuff(logits, **frames, chunk_pixels=chunk_pixels)
     assert index.dtype == torch.int16
     assert torch.equal(index.long(), resize_to_original(logits.float(), **frames).argmax(0))
+
+
+@st.composite
+def stuff_pictures(draw):
+    """Logits with regions, ties, near ties and hopeless channels; frames up and down, any size."""
+    size = st.integers(1, 12)
+    channels, height, width = draw(st.integers(1, 9)), draw(size), draw(size)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    logits = torch.randn(channels, height, width, generator=generator)
+    kind = draw(st.sampled_from(["noise", "whole", "near", "regions", "flat"]))
+    if kind == "whole":  # many exact ties
+        logits = logits.round()
+    elif kind == "near":  # apart by less than a resize rounds, or by little more
+        logits = 10 + logits.sign() * 10.0 ** torch.randint(
+            -8, -2, (channels, 1, 1), generator=generator
+        )
+    elif kind == "regions":
+        rows = torch.randint(0, channels, (height, 1), generator=generator)
+        columns = torch.randint(0, channels, (1, width), generator=generator)
+        owner = torch.maximum(rows, columns)
+        logits += 4 * (torch.arange(channels)[:, None, None] == owner)
+    elif kind == "flat":
+        logits = torch.zeros_like(logits) - draw(st.integers(0, 1))
+    padded_size = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    frames = {
+        "padded_size": padded_size,
+        "input_size": tuple(draw(st.integers(1, side)) for side in padded_size),
+        "orig_size": (draw(st.integers(1, 50)), draw(st.integers(1, 50))),
+    }
+    return logits * 10.0 ** draw(st.integers(-3, 3)), frames
+
+
+@given(stuff_pictures(), st.sampled_from([1, 2000, 10**9]))
+def test_stuff_left_out_early_never_changes_a_pixel(picture, chunk_pixels):
+    logits, frames = picture
+    index = segment_stuff(logits, **frames, chunk_pixels=chunk_pixels)
+    assert torch.equal(index.long(), resize_to_original(logits, **frames).argmax(0))
+
+
+def test_only_channels_that_may_win_are_resized():
+    logits = torch.full((54, 16, 16), -5.0)
+    logits[3], logits[7, :, 8:], logits[9, 4, 4] = 1, 2, 0.999
+    assert _contenders(logits, (64, 64)) == [3, 7]
+    logits[9, 4, 4] = 1.001  # above the third channel's at one place
+    assert _contenders(logits, (64, 64)) == [3, 7, 9]
+    assert _contenders(torch.zeros(5, 1, 1), (1, 1)) == [0, 1, 2, 3, 4]
+
+
+def test_stuff_logits_of_a_training_step():
+    logits = torch.randn(3, 4, 4, requires_grad=True)
+    frames = {"padded_size": (16, 16), "input_size": (16, 16), "orig_size": (9, 9)}
+    assert torch.equal(segment_stuff(logits, **frames), segment_stuff(logits.detach(), **frames))
 
 
 def test_equal_logits_go_to_the_smaller_index():

@@ -170,18 +170,19 @@ def _check_out(src: Path, out: Path, overwrite: bool) -> None:
 def _put_in_place(unfinished: Path, out: Path) -> None:
     """Rename the finished folder; what was there goes only when the new one is in its place."""
     unfinished.chmod(0o755)  # mkdtemp's are private to their owner
-    earlier = None
-    if out.exists():
-        earlier = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-old-"))
-        os.replace(out, earlier)
+    if not out.exists():
+        os.replace(unfinished, out)
+        return
+    # Within a folder of its own: Windows cannot replace a folder by another, even an empty one.
+    aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-old-"))
+    os.replace(out, aside / out.name)
     try:
         os.replace(unfinished, out)
     except OSError:
-        if earlier is not None:
-            os.replace(earlier, out)
+        os.replace(aside / out.name, out)
+        aside.rmdir()
         raise
-    if earlier is not None:
-        shutil.rmtree(earlier)
+    shutil.rmtree(aside)
 
 
 def _all_faults(faults: list[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import io
 import math
 from functools import partial
@@ -15,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from unisolo.categories import Categories
 from unisolo.convert_data.source import (
     Content,
+    Embedded,
     Item,
     Log,
     Options,
@@ -72,9 +73,8 @@ def read_labelme(src: Path, options: Options, log: Log) -> Source:
                 "names too; keep one file an image"
             )
             continue
-        name = image.name if isinstance(image, Path) else path.stem + ".png"
         read = partial(_read, path, categories, log)
-        items.append(Item(image, name, split_of_folder(path.relative_to(src)), read))
+        items.append(Item(image, split_of_folder(path.relative_to(src)), read))
     if not items and not log.faults:
         raise DatasetError(f"{src}: no LabelMe file (JSON with 'shapes') in it")
     if not labels:
@@ -99,7 +99,7 @@ def _is_shape(shape: Any) -> bool:
     return isinstance(shape, dict) and isinstance(shape.get("label"), str) and bool(shape["label"])
 
 
-def _image(path: Path, tree: dict[str, Any], src: Path) -> Path | bytes:
+def _image(path: Path, tree: dict[str, Any], src: Path) -> Path | Embedded:
     """The file that `imagePath` names, else the picture inside the JSON file."""
     named = tree.get("imagePath")
     if isinstance(named, str) and named and "\0" not in named:
@@ -108,16 +108,23 @@ def _image(path: Path, tree: dict[str, Any], src: Path) -> Path | bytes:
             raise DatasetError(f"{path}: imagePath {short(named)} points outside {src}")
         if image.is_file():
             return image
-    data = tree.get("imageData")
-    if isinstance(data, str) and data:
-        try:
-            return base64.b64decode(data, validate=True)
-        except binascii.Error:
-            raise DatasetError(f"{path}: imageData is damaged; save the file again") from None
+    if isinstance(tree.get("imageData"), str) and tree["imageData"]:
+        digest = hashlib.blake2b(_image_data(path, tree)).digest()
+        load = partial(_image_data, path, None)
+        return Embedded(digest, path.stem + ".png", load)
     raise DatasetError(
         f"{path}: imagePath {short(named)} names no file and there is no imageData; "
         "copy the image there"
     )
+
+
+def _image_data(path: Path, tree: dict[str, Any] | None) -> bytes:
+    """The bytes of the picture inside a JSON file; `tree` is its content, None = to be read."""
+    tree = _tree(path) if tree is None else tree
+    try:
+        return base64.b64decode(str((tree or {}).get("imageData")), validate=True)
+    except binascii.Error:
+        raise DatasetError(f"{path}: imageData is damaged; save the file again") from None
 
 
 def _read(path: Path, categories: dict[str, int], log: Log, size: tuple[int, int]) -> Content:
@@ -207,17 +214,21 @@ def _cut_mask(
     left, top, right, bottom = box
     if left < 0 or top < 0 or right > size[1] or bottom > size[0]:
         raise ValueError("its mask leaves the image; redraw it")
+    expected, cut = (right - left, bottom - top), np.zeros((0, 0), dtype=bool)
     try:
-        with Image.open(io.BytesIO(base64.b64decode(str(shape.get("mask")), validate=True))) as png:
-            expected = (right - left, bottom - top)
-            if png.size != expected:
-                raise ValueError(
-                    f"its mask is {png.size[1]} x {png.size[0]} (height x width) but its points "
-                    f"span {expected[1]} x {expected[0]}; redraw it"
-                )
-            cut: NDArray[np.bool_] = np.asarray(png.convert("L")) > 0
-    except (binascii.Error, OSError, SyntaxError):
-        raise ValueError("its mask is no PNG in base64; redraw it") from None
+        data = base64.b64decode(str(shape.get("mask")), validate=True)
+        with Image.open(io.BytesIO(data)) as png:
+            found = png.size
+            if found == expected:  # before the pixels are decoded: they may be very many
+                cut = np.asarray(png.convert("L")) > 0
+    # Decoders fail in many ways on damaged data; the person needs the name of the shape.
+    except Exception as error:
+        raise ValueError(f"its mask is no PNG in base64 ({error}); redraw it") from None
+    if found != expected:
+        raise ValueError(
+            f"its mask is {found[1]} x {found[0]} (height x width) but its points span "
+            f"{expected[1]} x {expected[0]}; redraw it"
+        )
     mask = np.zeros(size, dtype=bool)
     mask[top:bottom, left:right] = cut
     return encode(mask)

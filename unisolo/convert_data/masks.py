@@ -9,6 +9,7 @@ written.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -26,11 +27,11 @@ from unisolo.convert_data.source import (
     Shape,
     Source,
     find_names,
-    image_files,
     split_of_folder,
 )
 from unisolo.convert_data.voc import BACKGROUND_NAMES
 from unisolo.data.coco_files import DatasetError
+from unisolo.data.images import image_files
 from unisolo.data.segmentation import encode
 from unisolo.reading import short
 
@@ -73,7 +74,7 @@ def read_masks(src: Path, options: Options, log: Log) -> Source:
         relative = image.relative_to(src / "images")
         mask = (src / "masks" / relative).with_suffix(".png")
         read = partial(_read, mask, categories, first, log)
-        items.append(Item(image, image.name, split_of_folder(relative), read))
+        items.append(Item(image, split_of_folder(relative), read))
     if not items:
         raise DatasetError(f"{src / 'images'}: no image in it")
     return Source(categories, items, panoptic=bool(options.stuff))
@@ -97,7 +98,7 @@ def _read(
             )
         region = numbers == number
         label = categories.label(category_id)
-        for part in _components(region) if categories[label].isthing else [region]:
+        for part in _components(region) if categories[label].isthing else (region,):
             segment_id = len(segments) + 1
             segments[segment_id] = category_id
             ids[part] = segment_id
@@ -109,9 +110,10 @@ def _read(
     return Content(shapes, panoptic)
 
 
-def _components(region: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
-    """The parts of a region; pixels that touch at a corner are connected."""
+def _components(region: NDArray[np.bool_]) -> Iterator[NDArray[np.bool_]]:
+    """The parts of a region, one at a time; pixels that touch at a corner are connected."""
     import cv2
 
     count, parts = cv2.connectedComponents(region.astype(np.uint8), connectivity=8)
-    return [np.asarray(parts == number) for number in range(1, count)]
+    for number in range(1, count):
+        yield np.asarray(parts == number)

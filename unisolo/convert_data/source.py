@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from unisolo.categories import Categories
 from unisolo.data.coco_files import DatasetError
+from unisolo.data.images import IMAGE_ENDINGS
 from unisolo.reading import file_problem
 
 __all__ = [
-    "IMAGE_ENDINGS",
     "Content",
+    "Embedded",
     "Item",
     "Log",
     "Options",
@@ -27,12 +28,9 @@ __all__ = [
     "Source",
     "find_image",
     "find_names",
-    "image_files",
     "read_lines",
     "split_of_folder",
 ]
-
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 SPLITS = {
     "train": re.compile(r"train(ing)?\d*"),
@@ -93,18 +91,31 @@ class Content:
 
 
 @dataclass(frozen=True)
+class Embedded:
+    """An image that its annotation file holds; decoded anew each time, so that one is in memory.
+
+    Attributes:
+        digest: Of its bytes: images of one digest are the same image.
+        name: Name for the file it becomes.
+        load: Returns its bytes.
+    """
+
+    digest: bytes
+    name: str
+    load: Callable[[], bytes] = field(compare=False)
+
+
+@dataclass(frozen=True)
 class Item:
     """One image of the source.
 
     Attributes:
-        image: Its file, or its bytes where the annotation holds them.
-        name: Name for the file, where `image` is bytes.
+        image: Its file, or what the annotation file holds in its place.
         split: "train", "val" or "test"; None where the source has no splits.
         read: Reads the annotation, given the upright image's (H, W); may raise `DatasetError`.
     """
 
-    image: Path | bytes
-    name: str
+    image: Path | Embedded
     split: str | None
     read: Callable[[tuple[int, int]], Content]
 
@@ -153,15 +164,6 @@ def split_of_folder(relative: Path) -> str | None:
     return None
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Return the image files under a folder, sorted, hidden ones left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".")
-    )
-
-
 def find_image(folder: Path, stem: str) -> Path | None:
     """Return the image of a name without ending, or None."""
     for ending in IMAGE_ENDINGS:
@@ -171,8 +173,8 @@ def find_image(folder: Path, stem: str) -> Path | None:
     return None
 
 
-def read_lines(path: Path, kind: str) -> list[str]:
-    """Read the lines of a text file that are not empty.
+def read_lines(path: Path, kind: str) -> list[tuple[int, str]]:
+    """Read the lines of a text file that are not empty, each with its number from 1.
 
     Raises:
         DatasetError: If it cannot be read as UTF-8 text.
@@ -186,17 +188,22 @@ def read_lines(path: Path, kind: str) -> list[str]:
         raise DatasetError(
             f"{path}: not readable as UTF-8 text ({error}); write it again"
         ) from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    lines = enumerate(map(str.strip, text.splitlines()), start=1)
+    return [(number, line) for number, line in lines if line]
 
 
 def find_names(src: Path, options: Options, usual: Iterable[str]) -> list[str] | None:
     """Read the class names, one a line: the file named, else the first usual one in `src`.
 
     Raises:
-        DatasetError: If the file named cannot be read.
+        DatasetError: If the file named cannot be read, or a line between names is empty.
     """
     files = [options.names] if options.names is not None else [src / name for name in usual]
     for file in files:
         if options.names is not None or file.is_file():
-            return read_lines(file, "file of class names")
+            lines = read_lines(file, "file of class names")
+            for place, (number, _) in enumerate(lines, start=1):
+                if number != place:  # the class of a name is the number of its line
+                    raise DatasetError(f"{file}: line {place} is empty; write a name, or remove it")
+            return [name for _, name in lines]
     return None

@@ -66,4 +66,4 @@ def _share_out(items: list[Item], val_share: float, seed: int) -> list[Item]:
 
 
 def _identity(item: Item) -> object:
-    return item.image.resolve() if isinstance(item.image, Path) else (item.name, hash(item.image))
+    return item.image.resolve() if isinstance(item.image, Path) else item.image

@@ -68,7 +68,7 @@ def read_voc(src: Path, options: Options, log: Log) -> Source:
     for split in ("train", "val", "test"):
         listed = src / "ImageSets" / "Segmentation" / f"{split}.txt"
         if listed.is_file():
-            splits.update(dict.fromkeys(read_lines(listed, "list of images"), split))
+            splits.update((stem, split) for _, stem in read_lines(listed, "list of images"))
     if not splits:
         masks = sorted((src / "SegmentationObject").glob("*.png"))
         splits = {path.stem: None for path in masks}
@@ -79,7 +79,7 @@ def read_voc(src: Path, options: Options, log: Log) -> Source:
             log.fault(f"{src / 'JPEGImages'}: no image called {short(stem)}; copy it there")
             continue
         read = partial(_read, src, stem, categories, colors, log)
-        items.append(Item(image, image.name, own_split, read))
+        items.append(Item(image, own_split, read))
     if not items and not log.faults:
         raise DatasetError(f"{src}: no PNG in SegmentationObject; there is nothing to convert")
     return Source(categories, items)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from unisolo.categories import Categories
-from unisolo.convert_data.source import Item, Log, Panoptic, Shape
+from unisolo.convert_data.source import Embedded, Item, Log, Panoptic, Shape
 from unisolo.data.coco_files import CocoLayout, DatasetError
 from unisolo.data.images import ImageError, read_image, to_rgb_array
 from unisolo.data.segmentation import area_and_box, decode, encode, usable
@@ -85,16 +85,16 @@ class SplitWriter:
 
     def _place(self, item: Item) -> str:
         """Copy or link the image; images of one name in several folders get numbers."""
-        name = Path(item.name)
+        name = first = Path(item.image.name)
         for number in range(2, len(self._names) + 3):
             # The panoptic PNG has the same stem, so that it is the stem that must be free.
             if name.stem.lower() not in self._names:
                 break
-            name = Path(f"{Path(item.name).stem}_{number}{name.suffix}")
+            name = Path(f"{first.stem}_{number}{first.suffix}")
         self._names.add(name.stem.lower())
         path = self._layout.images / name.name
-        if isinstance(item.image, bytes):
-            path.write_bytes(item.image)
+        if isinstance(item.image, Embedded):
+            path.write_bytes(item.image.load())
         elif self._link:
             os.symlink(item.image.resolve(), path)
         else:
@@ -129,9 +129,16 @@ def _size(item: Item) -> tuple[int, int]:
         pixels = read_image(item.image)
     else:
         try:
-            pixels = to_rgb_array(Image.open(io.BytesIO(item.image)))
-        except (OSError, ValueError) as error:
-            raise DatasetError(f"{item.name}: its imageData is no image ({error})") from None
+            pixels = to_rgb_array(Image.open(io.BytesIO(item.image.load())))
+        except DatasetError:
+            raise
+        # Decoders fail in many ways on damaged data; the person needs the name of the file.
+        except Exception as error:
+            kind = type(error).__name__  # its text names an object in memory
+            raise DatasetError(
+                f"{item.image.name}: its imageData is no image that can be read ({kind}); save "
+                "the LabelMe file again"
+            ) from error
     return pixels.shape[0], pixels.shape[1]
 
 

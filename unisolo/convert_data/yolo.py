@@ -15,17 +15,16 @@ from typing import Any
 
 from unisolo.categories import Categories
 from unisolo.convert_data.source import (
-    IMAGE_ENDINGS,
     Content,
     Item,
     Log,
     Options,
     Shape,
     Source,
-    image_files,
     read_lines,
 )
 from unisolo.data.coco_files import DatasetError
+from unisolo.data.images import IMAGE_ENDINGS, image_files
 from unisolo.reading import read_yaml, short
 
 __all__ = ["find_data_yaml", "read_yolo"]
@@ -73,7 +72,7 @@ def read_yolo(src: Path, options: Options, log: Log) -> Source:
         if tree.get(split):
             for image in _images(tree[split], root, file, split):
                 read = partial(_read, image, categories, options, log)
-                items.append(Item(image, image.name, split, read))
+                items.append(Item(image, split, read))
     if not items:
         raise DatasetError(f"{file}: 'train' and 'val' lead to no image; correct the paths")
     return Source(categories, items)
@@ -91,7 +90,7 @@ def _images(places: Any, root: Path, file: Path, split: str) -> Iterator[Path]:
         if path.is_dir():
             yield from image_files(path)
         elif path.suffix == ".txt":
-            for line in read_lines(path, "list of images"):
+            for _, line in read_lines(path, "list of images"):
                 yield path.parent / line if line.startswith("./") else root / line
         elif path.suffix.lower() in IMAGE_ENDINGS:
             yield path
@@ -117,7 +116,7 @@ def _read(
         log.note("images without a label file: taken as images without objects")
         return Content([])
     shapes = []
-    for number, line in enumerate(read_lines(file, "label file"), start=1):
+    for number, line in read_lines(file, "label file"):
         where = f"{file}: line {number}"
         try:
             category_id, polygon = _parse(line, categories, options, log, size)

@@ -16,7 +16,17 @@ from torch import Tensor
 
 from unisolo.reading import file_problem
 
-__all__ = ["ImageError", "ImageInput", "read_image", "to_rgb_array"]
+__all__ = [
+    "IMAGE_ENDINGS",
+    "ImageError",
+    "ImageInput",
+    "image_files",
+    "read_image",
+    "to_rgb_array",
+]
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+"""Of the files that are taken for images, in lower case, the usual ones first."""
 
 ImageInput: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8] | Tensor
 """What `to_rgb_array` takes."""
@@ -33,6 +43,15 @@ class ImageError(ValueError):
     def __init__(self, message: str, code: str = "image-pixels") -> None:
         super().__init__(message)
         self.code = code
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return the image files under a folder, by name; hidden ones are left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_ENDINGS and path.is_file() and not path.name.startswith(".")
+    )
 
 
 def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:

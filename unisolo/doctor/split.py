@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unisolo.data.coco_files import CocoLayout, DatasetError, read_lists
-from unisolo.data.images import ImageError
+from unisolo.data.images import ImageError, image_files
 from unisolo.doctor.annotations import check_annotations
 from unisolo.doctor.entries import (
     ImageEntry,
@@ -24,8 +24,6 @@ from unisolo.doctor.pictures import Picture, look_at
 from unisolo.doctor.segments import Panoptic, check_panoptic
 
 __all__ = ["JsonFile", "Split", "check_split"]
-
-_ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
 @dataclass
@@ -170,14 +168,11 @@ def _check_image_files(
     for file in split.files:
         for image in file.images.usable.values():
             listed.setdefault(image.path, image.id)
-    there = (
-        {path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS and path.is_file()}
-        if folder.is_dir()
-        else set()
-    )
+    there = image_files(folder) if folder.is_dir() else []
     if split.files:
-        for path in sorted(there - set(listed)):
-            log.add("image-unlisted", path, "no entry of this file")
+        for path in there:
+            if path not in listed:
+                log.add("image-unlisted", path, "no entry of this file")
     broken: set[Path] = set()
     if pixels:
         on_start(len(listed))
@@ -191,7 +186,7 @@ def _check_image_files(
                 split.pictures[path] = found
     else:
         # Names of a folder in one go: a question per file takes seconds on a network drive.
-        broken = {path for path in listed if path not in there and not path.is_file()}
+        broken = {path for path in listed if not path.is_file()}
         for path in sorted(broken):
             log.add("image-missing", path, "no such image file", image_id=listed[path])
     for file in split.files:
