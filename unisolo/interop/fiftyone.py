@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from unisolo.categories import Categories
+from unisolo.ops.boxes import masks_to_boxes
 from unisolo.results import Result
 
 __all__ = ["mask_targets", "to_fiftyone"]
@@ -41,9 +42,12 @@ def to_fiftyone(result: Result) -> dict[str, Any]:
     height, width = host.image_size
     detections = []
     for one in host:
-        left, top, right, bottom = one.boxes[0].tolist()
         masks, mask = one.masks, None
-        if masks is not None and right > left and bottom > top:
+        # FiftyOne stretches a mask over its box, so the box must be the mask's own.
+        left, top, right, bottom = (one.boxes if masks is None else masks_to_boxes(masks))[
+            0
+        ].tolist()
+        if masks is not None and right > left:
             mask = masks[0, int(top) : int(bottom), int(left) : int(right)].numpy()
         detections.append(
             Detection(

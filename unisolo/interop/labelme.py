@@ -34,7 +34,7 @@ def to_labelme(result: Result, image_path: str | PurePath) -> dict[str, Any]:
         "version": _VERSION,
         "flags": {},
         "shapes": shapes,
-        "imagePath": str(image_path),
+        "imagePath": PurePath(image_path).as_posix(),  # read on every system
         "imageData": None,
         "imageHeight": height,
         "imageWidth": width,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from unisolo.ops.masks import popcount
 from unisolo.results import Result
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def to_pandas(result: Result, image_id: int | str | None = None) -> pandas.DataF
     if host.packed_masks is None:
         areas: Any = (right - left) * (bottom - top)
     else:
-        areas = [float(one.masks.sum()) for one in host if one.masks is not None]
+        areas = popcount(host.packed_masks.flatten(1)).numpy()
     columns = {
         "category_id": host.category_ids.numpy(),
         "category": [result.categories[label].name for label in host.labels.tolist()],
