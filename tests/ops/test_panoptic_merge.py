@@ -248,10 +248,9 @@ def stuff_pictures(draw):
     kind = draw(st.sampled_from(["noise", "whole", "near", "regions", "flat"]))
     if kind == "whole":  # many exact ties
         logits = logits.round()
-    elif kind == "near":  # apart by less than a resize rounds, or by little more
-        logits = 10 + logits.sign() * 10.0 ** torch.randint(
-            -8, -2, (channels, 1, 1), generator=generator
-        )
+    elif kind == "near":  # apart by as little as a resize rounds
+        steps = torch.randint(-2, 3, (channels, 1, 1), generator=generator)
+        logits = (10 + 1e-6 * steps).expand(channels, height, width)
     elif kind == "regions":
         rows = torch.randint(0, channels, (height, 1), generator=generator)
         columns = torch.randint(0, channels, (1, width), generator=generator)
@@ -273,6 +272,25 @@ def test_stuff_left_out_early_never_changes_a_pixel(picture, chunk_pixels):
     logits, frames = picture
     index = segment_stuff(logits, **frames, chunk_pixels=chunk_pixels)
     assert torch.equal(index.long(), resize_to_original(logits, **frames).argmax(0))
+
+
+@pytest.mark.parametrize(
+    ("rows", "padded", "orig"),
+    [
+        ([(1, 1, -9), (-9, 1, 1), (0.9, 0.9, 0.9)], 12, 3),
+        # A frame smaller than the logits skips some of them.
+        ([(1, 1, 1, 1, -9, -9), (-9, -9, 1, 1, 1, 1), (0.9,) * 6], 2, 1),
+    ],
+)
+@pytest.mark.parametrize("turn", [False, True])
+def test_a_pixel_between_two_winners_may_go_to_a_third(rows, padded, orig, turn):
+    logits = torch.tensor(rows).unsqueeze(2)
+    sizes = {"padded_size": (padded, 1), "input_size": (padded, 1), "orig_size": (orig, 1)}
+    if turn:
+        logits, sizes = logits.mT, {name: size[::-1] for name, size in sizes.items()}
+    index = segment_stuff(logits, **sizes).flatten()
+    assert index[orig // 2] == 2  # the third is never the largest logit
+    assert torch.equal(index.long(), resize_to_original(logits, **sizes).argmax(0).flatten())
 
 
 def test_only_channels_that_may_win_are_resized():
