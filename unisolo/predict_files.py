@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from unisolo.config import SHOWN_SCORE
 from unisolo.data.images import IMAGE_ENDINGS, ImageError, image_files, read_image
 from unisolo.explain import combine
 from unisolo.files import write_bytes, write_json
@@ -79,7 +80,7 @@ def predict_files(
     source: Path,
     out: Path,
     *,
-    score_threshold: float = 0.3,
+    score_threshold: float = SHOWN_SCORE,
     candidate_threshold: float | None = None,
     limit: int | None = None,
     scale: int = 1,

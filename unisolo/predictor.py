@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from unisolo.checkpoint import check_task, model_facts
+from unisolo.config import SHOWN_SCORE
 from unisolo.data.images import ImageError, ImageInput, to_rgb_array
 from unisolo.data.loader import collate, padded_size_groups
 from unisolo.data.raw import RawSample
@@ -167,7 +168,7 @@ class Predictor(HubModel):
         metas: Sequence[ImageMeta],
         *,
         task: str | None = None,
-        score_threshold: float = 0.3,
+        score_threshold: float = SHOWN_SCORE,
         **thresholds: Unpack[Thresholds],
     ) -> list[Result]:
         """Turn raw outputs into results; may be called for several tasks on the same outputs.
@@ -213,7 +214,7 @@ class Predictor(HubModel):
         self,
         image: ImageInput,
         *,
-        score_threshold: float = 0.3,
+        score_threshold: float = SHOWN_SCORE,
         bgr: bool = False,
         **thresholds: Unpack[Thresholds],
     ) -> Result:
@@ -269,7 +270,7 @@ class Predictor(HubModel):
         images: Iterable[ImageInput],
         *,
         batch_size: int = 8,
-        score_threshold: float = 0.3,
+        score_threshold: float = SHOWN_SCORE,
         bgr: bool = False,
         on_error: Literal["raise", "return"] = "raise",
         **thresholds: Unpack[Thresholds],

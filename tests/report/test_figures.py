@@ -10,8 +10,9 @@ from scenes import SIDE, evaluator_of, random_scene
 from twin import Thing, confusion, right_or_wrong
 
 from unisolo import Category
+from unisolo.config import SHOWN_SCORE
 from unisolo.report.confusions import Confusion, compact_matrix, top_mistakes
-from unisolo.report.figures import KEPT, measure
+from unisolo.report.figures import measure
 
 KINDS = 3
 
@@ -21,7 +22,7 @@ def test_matches_are_those_of_the_twin(seed: int) -> None:
     rng = np.random.default_rng(seed)
     scenes = [random_scene(rng, KINDS) for _ in range(6)]
     found = measure(evaluator_of(scenes, KINDS), None)
-    kept = [(truth, [p for p in guesses if p.score >= KEPT]) for truth, guesses in scenes]
+    kept = [(truth, [p for p in guesses if p.score >= SHOWN_SCORE]) for truth, guesses in scenes]
 
     expected = sum(confusion(truth, guesses, KINDS) for truth, guesses in kept)
     assert found.confusion.counts.tolist() == expected.tolist()

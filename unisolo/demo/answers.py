@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from unisolo.checkpoint import CheckpointError, check_task
+from unisolo.config import SHOWN_SCORE
 from unisolo.data.images import ImageError, read_image
 from unisolo.demo.choice import Choice
 from unisolo.demo.downloads import encoded, file_of, files_of
@@ -61,7 +62,7 @@ class Answers:
         inference, task = self.predictor.config.inference, self.predictor.task
         return Choice(
             task=task,
-            min_score=inference.panoptic_score_threshold if task == "panoptic" else 0.3,
+            min_score=inference.panoptic_score_threshold if task == "panoptic" else SHOWN_SCORE,
             mask_threshold=inference.mask_threshold,
             candidate_threshold=inference.score_threshold,
             panoptic_overlap_threshold=inference.panoptic_overlap_threshold,

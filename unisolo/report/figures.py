@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unisolo.categories import Categories, Category
+from unisolo.config import SHOWN_SCORE
 from unisolo.evaluation.base import ImageId
 from unisolo.evaluation.coco import CocoEvaluator
 from unisolo.evaluation.panoptic import CategoryQuality, PanopticEvaluator
@@ -29,9 +30,6 @@ __all__ = [
     "measure",
 ]
 
-KEPT = 0.3
-"""Score from which a prediction counts as shown: what `unisolo predict` draws if not told else."""
-
 _ALL, _LARGEST = 0, -1
 """Places of "all sizes" and "most detections" in the back end's arrays."""
 _BINS = 10
@@ -45,7 +43,7 @@ class CategoryRow:
         category: Which.
         color: RGB, as in the pictures.
         truth: Objects of the ground truth without crowds; of stuff its segments.
-        predicted: Predictions scored at least `KEPT`; of stuff its segments.
+        predicted: Predictions scored at least `SHOWN_SCORE`; of stuff its segments.
         ap: AP of things; NaN for stuff.
         ap50: Likewise at IoU 0.5.
         quality: PQ, SQ, RQ; None where the task is not panoptic.
@@ -146,7 +144,7 @@ class Figures:
         curves: Precision and recall: of all categories together, then of each thing.
         sizes: Small, medium and large objects.
         calibration: None where there is no prediction.
-        confusion: Predictions scored at least `KEPT`.
+        confusion: Predictions scored at least `SHOWN_SCORE`.
         images: Every image with a segment, an object or a prediction, in no order.
     """
 
@@ -168,7 +166,7 @@ def measure(coco: CocoEvaluator, panoptic: PanopticEvaluator | None) -> Figures:
     """
     iou_type = "segm" if "segm" in coco.iou_types else "bbox"
     every = coco.run(iou_type)
-    kept = coco.run(iou_type, min_score=KEPT)
+    kept = coco.run(iou_type, min_score=SHOWN_SCORE)
     things = [category.id for category in coco.categories.things]
     positions = {number: place for place, number in enumerate(every.params.cat_ids)}
     order = [positions[number] for number in things]
@@ -192,7 +190,7 @@ def _rows(
     qualities: dict[int, CategoryQuality] | None,
 ) -> list[CategoryRow]:
     truth = Counter(entry["category_id"] for entry in coco.truth() if not entry["iscrowd"])
-    found = Counter(entry["category_id"] for entry in coco.found(min_score=KEPT))
+    found = Counter(entry["category_id"] for entry in coco.found(min_score=SHOWN_SCORE))
     rows = []
     for label, category in enumerate(_shown(coco.categories, qualities is not None)):
         ap = ap50 = math.nan

@@ -12,10 +12,11 @@ from typing import Any
 
 import yaml
 
+from unisolo.config import SHOWN_SCORE
 from unisolo.doctor.page import page_environment
 from unisolo.report.charts import calibration_chart, curve_charts, precision_chart
 from unisolo.report.confusions import compact_matrix, top_mistakes
-from unisolo.report.figures import KEPT, Figures
+from unisolo.report.figures import Figures
 from unisolo.report.history import History
 from unisolo.report.pictures import Pictures
 
@@ -78,7 +79,7 @@ def render_report(content: Content) -> str:
         title=content.title,
         digest=digest,
         script=script,
-        kept=KEPT,
+        kept=SHOWN_SCORE,
         headline=_headline(content),
         panoptic_rows=_panoptic_rows(content.metrics),
         ap_rows=_ap_rows(content.metrics),

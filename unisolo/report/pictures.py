@@ -12,11 +12,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from unisolo.categories import Categories
+from unisolo.config import SHOWN_SCORE
 from unisolo.data.coco_panoptic import read_segment_ids
 from unisolo.data.images import read_image
 from unisolo.doctor.evidence import data_uri
 from unisolo.evaluation.base import ImageId, read_json
-from unisolo.report.figures import KEPT, ImageScore
+from unisolo.report.figures import ImageScore
 from unisolo.results import Result
 from unisolo.visualize import draw_annotations, draw_panoptic, draw_result
 
@@ -207,7 +208,8 @@ def _result(
 ) -> Result:
     """Stored predictions that are scored high enough to be shown."""
     kept = sorted(
-        (entry for entry in entries if entry["score"] >= KEPT), key=lambda entry: -entry["score"]
+        (entry for entry in entries if entry["score"] >= SHOWN_SCORE),
+        key=lambda entry: -entry["score"],
     )
     if boxes:
         kept = [{**entry, "segmentation": None} for entry in kept]

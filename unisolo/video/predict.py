@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from unisolo.config import SHOWN_SCORE
 from unisolo.files import write_json
 from unisolo.predictor import Predictor
 from unisolo.results import Result
@@ -62,7 +63,7 @@ def predict_video(
     source: Path,
     out: Path,
     *,
-    score_threshold: float = 0.3,
+    score_threshold: float = SHOWN_SCORE,
     candidate_threshold: float | None = None,
     limit: int | None = None,
     scale: int = 1,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unisolo.categories import Categories
+from unisolo.config import SHOWN_SCORE
 from unisolo.export.command import ExportReport, export_checkpoint
 from unisolo.export.web.runtime import RUNTIME_VERSION, runtime_files
 from unisolo.files import write_json
@@ -26,9 +27,6 @@ from unisolo.visualize.regions import Color, category_color
 __all__ = ["export_web", "graph_to_web", "page_facts"]
 
 FORMAT_VERSION = 1
-
-SCORE_THRESHOLD = 0.3
-"""Least score that is shown at first, as in `Predictor`."""
 
 _MODEL, _FACTS, _PAGE, _RUNTIME = "model.onnx", "facts.json", "index.html", "runtime"
 
@@ -137,7 +135,7 @@ def page_facts(facts: GraphFacts, name: str, size: int) -> dict[str, Any]:
             "fixed": facts.image_size,
         },
         "thresholds": {
-            "score": max(SCORE_THRESHOLD, inference.update_threshold),
+            "score": max(SHOWN_SCORE, inference.update_threshold),
             "mask": inference.mask_threshold,
             "panoptic_score": inference.panoptic_score_threshold,
             "panoptic_overlap": inference.panoptic_overlap_threshold,
