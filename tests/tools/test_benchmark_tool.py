@@ -22,7 +22,8 @@ from unisolo.benchmark.timing import time_in_turns
 from unisolo.graphs import select
 
 ROOT = Path(__file__).resolve().parents[2]
-ENGINES = ("eager", "onnxruntime", "openvino", "onnxruntime-int8", "openvino-int8")
+FLOAT = ("eager", "onnxruntime", "openvino")
+ENGINES = (*FLOAT, "onnxruntime-int8", "openvino-int8")
 INSTANCES = 20
 
 
@@ -44,8 +45,19 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def measured(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Path]:
+Measured = tuple[str, Any, Path, tuple[str, ...]]
+
+
+# Quantising takes most of the time.
+@pytest.fixture(
+    scope="module",
+    params=[FLOAT, pytest.param(ENGINES, marks=pytest.mark.slow)],
+    ids=["float", "int8 too"],
+)
+def measured(
+    request: pytest.FixtureRequest, config: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Measured:
+    engines: tuple[str, ...] = request.param
     folder = tmp_path_factory.mktemp("benchmark")
     arguments: list[object] = [
         "latency",
@@ -57,20 +69,20 @@ def measured(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[st
         "64x96",
         "--fixed",
     ]
-    for engine in ENGINES:
+    for engine in engines:
         arguments += ["--engines", engine]
     for threads in (1, 2):
         arguments += ["--threads", threads]
     figures = folder / "figures.json"
     done = run(*arguments, "--graphs", folder / "graphs", "--json", figures)
     assert done.returncode == 0, done.stderr
-    return done.stdout, json.loads(figures.read_text()), folder
+    return done.stdout, json.loads(figures.read_text()), folder, engines
 
 
-def test_figures_have_every_engine_and_thread_count(measured: tuple[str, Any, Path]) -> None:
+def test_figures_have_every_engine_and_thread_count(measured: Measured) -> None:
     rows = measured[1]["rows"]
     assert [(row["threads"], row["engine"]) for row in rows] == [
-        (threads, engine) for threads in (1, 2) for engine in ENGINES
+        (threads, engine) for threads in (1, 2) for engine in measured[3]
     ]
     for row in rows:
         timing = row["timing"]
@@ -84,16 +96,17 @@ def test_figures_have_every_engine_and_thread_count(measured: tuple[str, Any, Pa
         assert row["cpu_speedup"] == pytest.approx(base["timing"]["cpu"] / timing["cpu"])
 
 
-def test_every_engine_fills_every_place(measured: tuple[str, Any, Path]) -> None:
+def test_every_engine_fills_every_place(measured: Measured) -> None:
     assert {row["instances"] for row in measured[1]["rows"]} == {INSTANCES}
 
 
-def test_machine_and_table_are_told(measured: tuple[str, Any, Path]) -> None:
-    text, figures, _ = measured
+def test_machine_and_table_are_told(measured: Measured) -> None:
+    text, figures, _, engines = measured
     machine = figures["machine"]
     assert machine["cores"] >= 1
     assert machine["versions"]["torch"] == torch.__version__.split("+")[0]
     assert {"python", "onnxruntime", "openvino"} <= set(machine["versions"])
+    assert set(engines) == {row["engine"] for row in figures["rows"]}
     assert machine["cpu"] in text
     table = [line for line in text.splitlines() if line.startswith("| tiny ")]
     assert len(table) == len(figures["rows"])
@@ -102,17 +115,15 @@ def test_machine_and_table_are_told(measured: tuple[str, Any, Path]) -> None:
         assert f"{row['speedup']:.2f} x" in line
 
 
-def test_the_int8_files_are_int8(measured: tuple[str, Any, Path]) -> None:
+def test_the_files_have_the_precision_of_their_names(measured: Measured) -> None:
     from unisolo.graphs import open_graph
 
     folder = measured[2] / "graphs"
     precisions = {path.name: open_graph(path).facts.precision for path in folder.glob("*.[ox]*")}
-    assert precisions == {
-        "tiny-64x96.onnx": "fp32",
-        "tiny-64x96.xml": "fp32",
-        "tiny-64x96-int8.onnx": "int8",
-        "tiny-64x96-int8.xml": "int8",
-    }
+    expected = {"tiny-64x96.onnx": "fp32", "tiny-64x96.xml": "fp32"}
+    if measured[3] == ENGINES:
+        expected |= {"tiny-64x96-int8.onnx": "int8", "tiny-64x96-int8.xml": "int8"}
+    assert precisions == expected
 
 
 @pytest.mark.slow

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import Result
 from PIL import Image
 from tiny_model import VALUES
+from typer.testing import CliRunner
 
+from unisolo.cli import app
 from unisolo.data.shapes import generate_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +46,11 @@ def tool(
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
+def command(*arguments: object) -> Result:
+    """The command the tools are doors to, in this process: seconds less than a new one."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
 def test_evaluate_writes_numbers_and_predictions(work: Path) -> None:
     done = tool(
         "evaluate.py", "--checkpoint", work / "run" / "model.safetensors",
@@ -56,29 +64,29 @@ def test_evaluate_writes_numbers_and_predictions(work: Path) -> None:
 
 
 def test_compare_draws_three_pictures_an_image(work: Path) -> None:
-    done = tool(
-        "compare.py", "--checkpoint", work / "run" / "model.safetensors",
+    done = command(
+        "compare", "--checkpoint", work / "run" / "model.safetensors",
         "--data", work / "data", "--out", work / "sheet.jpg", "--limit", 2,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     with Image.open(work / "sheet.jpg") as sheet:
         assert sheet.size[0] > 6 * 360
         assert sheet.size[1] > 360
-    wrong = tool(
-        "compare.py", "--checkpoint", work / "run" / "model.safetensors",
+    wrong = command(
+        "compare", "--checkpoint", work / "run" / "model.safetensors",
         "--data", work / "nowhere", "--out", work / "sheet2.jpg",
     )  # fmt: skip
-    assert wrong.returncode == 2
+    assert wrong.exit_code == 2
     assert "nowhere" in wrong.stderr
     assert not (work / "sheet2.jpg").exists()
 
 
 def test_a_task_can_be_chosen_for_a_panoptic_checkpoint(work: Path) -> None:
-    done = tool(
-        "evaluate.py", "--checkpoint", work / "run" / "model.safetensors",
+    done = command(
+        "evaluate", "--checkpoint", work / "run" / "model.safetensors",
         "--data", work / "data", "--out", work / "boxes", "--task", "detection",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     metrics = json.loads((work / "boxes" / "metrics.json").read_text())
     assert all(name.startswith("bbox/") for name in metrics)
 
@@ -98,8 +106,8 @@ def test_mistakes_get_a_sentence_and_no_trace(work: Path, arguments: list[str], 
     given = [
         "--config", work / "recipe.yaml", "--data", work / "data", "--out", out,
     ]  # fmt: skip
-    done = tool("train.py", *given, *arguments)
-    assert done.returncode == 2
+    done = command("train", *given, *arguments)
+    assert done.exit_code == 2
     assert words in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
 
@@ -108,7 +116,7 @@ def test_a_broken_image_is_one_sentence_also_from_a_worker(work: Path) -> None:
     shutil.copytree(work / "data", work / "broken")
     victim = sorted((work / "broken" / "train2017").iterdir())[0]
     victim.write_bytes(victim.read_bytes()[:200])
-    for workers in (0, 1):
+    for workers in (0, 1):  # no loader process, and one
         done = tool(
             "train.py", "--config", work / "recipe.yaml", "--data", work / "broken",
             "--out", work / f"broken{workers}", f"data.workers={workers}", "train.steps=4",
@@ -119,17 +127,17 @@ def test_a_broken_image_is_one_sentence_also_from_a_worker(work: Path) -> None:
 
 
 def test_a_setting_that_changes_nothing_is_refused(work: Path) -> None:
-    done = tool(
-        "evaluate.py", "--checkpoint", work / "run" / "model.safetensors",
+    done = command(
+        "evaluate", "--checkpoint", work / "run" / "model.safetensors",
         "--data", work / "data", "train.lr=1",
     )  # fmt: skip
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "changes nothing in an evaluation" in done.stderr
 
 
 def test_evaluating_a_file_that_is_none(work: Path) -> None:
-    done = tool("evaluate.py", "--checkpoint", work / "recipe.yaml", "--data", work / "data")
-    assert done.returncode == 2
+    done = command("evaluate", "--checkpoint", work / "recipe.yaml", "--data", work / "data")
+    assert done.exit_code == 2
     assert "recipe.yaml" in done.stderr
     assert "Traceback" not in done.stderr
 
