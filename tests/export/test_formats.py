@@ -277,4 +277,4 @@ def test_the_command(tmp_path: Path, model: UniSolo, pictures: list[Path]) -> No
     run = CliRunner().invoke(
         app, ["export", str(tmp_path / "model.safetensors"), "--out", "x.onnx", "--fixed", "64by64"]
     )
-    assert run.exit_code == 2 and "HEIGHTxWIDTH" in run.output
+    assert run.exit_code == 2 and "HxW" in run.output
