@@ -38,6 +38,8 @@ __all__ = [
     "TaskOption",
     "answer",
     "app",
+    "check_folder",
+    "counted",
     "examples",
     "friendly",
     "parse_size",
@@ -72,9 +74,9 @@ _EXIT_CODES = f"""
   0  done
   1  the answer is no, or some of it failed
   2  a mistake in what was given
+ {INTERNAL}  a fault of unisolo itself
  75  stopped, can be resumed
-130  stopped by Ctrl-C
- {INTERNAL}  a fault of unisolo itself"""
+130  stopped by Ctrl-C"""
 
 
 class _Commands(TyperGroup):
@@ -166,7 +168,8 @@ def friendly(command: Command) -> Command:
     """Turn errors into one sentence and an exit code; `--debug` shows the trace before it.
 
     Expected errors (what the package raises for input that cannot be used) exit with 2, Ctrl-C with
-    130, and anything else, which is a fault of ours, with 70 and how to report it.
+    130, and anything else, which is a fault of ours, with 70 and how to report it. A program that
+    asked for JSON gets the sentence as a document too: `{"error": ..., "exit_code": ...}`.
     """
 
     @functools.wraps(command)
@@ -175,6 +178,14 @@ def friendly(command: Command) -> Command:
         # wait make CPU training many times slower on machines whose cores are shared.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         debug = bool(kwargs.get("debug"))
+        in_json = bool(kwargs.get("as_json")) or kwargs.get("json_file") == "-"
+
+        def fail(sentence: str, code: int, shown: BaseException | None, prefix: str) -> typer.Exit:
+            _fail(sentence, shown, prefix)
+            if in_json:
+                typer.echo(json.dumps({"error": sentence, "exit_code": code}, indent=2))
+            return typer.Exit(code)
+
         with _plain_warnings():
             try:
                 return command(*args, **kwargs)
@@ -182,11 +193,9 @@ def friendly(command: Command) -> Command:
             except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
                 raise
             except (ValueError, OSError, ImportError, FloatingPointError, MemoryError) as error:
-                _fail(_sentence(error), error if debug else None)
-                raise typer.Exit(2) from None
+                raise fail(_sentence(error), 2, error if debug else None, "error: ") from None
             except KeyboardInterrupt:
-                _fail("stopped", None, prefix="")
-                raise typer.Exit(130) from None
+                raise fail("stopped", 130, None, "") from None
             except Exception as error:
                 kind = type(error).__name__
                 advice = (
@@ -195,8 +204,7 @@ def friendly(command: Command) -> Command:
                     else "--debug shows the trace; please report it with that"
                 )
                 sentence = f"unisolo failed with {kind}: {_sentence(error)}. {advice}"
-                _fail(sentence, error if debug else None)
-                raise typer.Exit(INTERNAL) from None
+                raise fail(sentence, INTERNAL, error if debug else None, "error: ") from None
 
     # Written for the width of the source; a terminal breaks the lines where it ends.
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
@@ -204,7 +212,7 @@ def friendly(command: Command) -> Command:
     return run  # type: ignore[return-value]
 
 
-def _fail(sentence: str, shown: BaseException | None, prefix: str = "error: ") -> None:
+def _fail(sentence: str, shown: BaseException | None, prefix: str) -> None:
     if shown is not None:
         traceback.print_exception(shown)
     text = f"{prefix}{sentence}"
@@ -244,8 +252,8 @@ def answer(wanted: bool) -> Iterator[dict[str, Any]]:
     """Collect the answer of a command; with `--json` print it, and it alone, on stdout.
 
     Inside, whatever is printed on stdout goes to stderr if `wanted`, also what libraries write past
-    Python. A command that ends with an exit code (`typer.Exit`) has answered; one that fails with
-    an error has not, and stdout stays empty.
+    Python. A command that ends with an exit code (`typer.Exit`) has answered; of one that fails
+    with an error nothing is printed here: `friendly` prints the error as the document.
 
     Args:
         wanted: Whether `--json` was given.
@@ -298,6 +306,28 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value
+
+
+def check_folder(path: Path, option: str) -> None:
+    """Refuse a folder that could not be written to, before the work whose results it is to hold.
+
+    Args:
+        path: The folder; it need not exist.
+        option: Where it was given, for the message.
+
+    Raises:
+        ValueError: If the path or a part of it is a file, or writing there is not permitted.
+    """
+    there = next((place for place in (path, *path.parents) if place.exists()), Path())
+    if not there.is_dir():
+        raise ValueError(f"{option} {path}: {there} is a file; give a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{option} {path}: no permission to write in {there}; give another folder")
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number with its word: "1 image", "2 images"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def print_table(table: Table) -> None:

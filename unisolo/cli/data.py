@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from unisolo.cli.common import DATA, DebugOption, app, examples, friendly
+from unisolo.cli.common import DATA, DebugOption, app, counted, examples, friendly
 
 __all__ = ["convert_data"]
 
@@ -21,6 +22,7 @@ class SourceChoice(str, Enum):
     labelme = "labelme"
     voc = "voc"
     masks = "masks"
+    coco = "coco"
 
 
 @app.command(
@@ -46,11 +48,18 @@ def convert_data(
         list[str] | None, typer.Option(help="A class that is a region (masks); repeat it.")
     ] = None,
     val_share: Annotated[
-        float, typer.Option(help="Validation images, where the source has no splits.")
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="",
+            help="Share of validation images, where the source has no splits.",
+        ),
     ] = 0.2,
-    seed: Annotated[int, typer.Option(help="Which images those are.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Which images those are.")] = 0,
     boxes_as_masks: Annotated[
-        bool, typer.Option("--boxes-as-masks", metavar="", help="Take boxes for outlines (yolo).")
+        bool,
+        typer.Option("--boxes-as-masks", metavar="", help="Take boxes for outlines (yolo, coco)."),
     ] = False,
     link: Annotated[
         bool, typer.Option("--link", metavar="", help="Link images, do not copy.")
@@ -63,7 +72,7 @@ def convert_data(
     ] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Write a YOLO, LabelMe, VOC or mask-PNG data set as a COCO-layout folder to train on.
+    """Write a YOLO, LabelMe, VOC, mask-PNG or COCO export as a COCO-layout folder to train on.
 
     Whatever cannot be used is listed with its file and entry, and nothing is written.
     """
@@ -82,9 +91,12 @@ def convert_data(
         overwrite=overwrite,
     )
     for split, count in summary.images.items():
-        typer.echo(f"{split}: {count} images, {summary.objects[split]} objects")
+        typer.echo(
+            f"{split}: {counted(count, 'image')}, {counted(summary.objects[split], 'object')}"
+        )
     for note in summary.notes:
         typer.secho(f"note: {note}", fg="yellow", err=True)
     for fault in summary.faults:
         typer.secho(f"left out: {fault}", fg="yellow", err=True)
-    typer.echo(f"{summary.form} data set as COCO: {out}; look at it with: unisolo doctor {out}")
+    place = shlex.quote(str(out))
+    typer.echo(f"{summary.form} data set as COCO: {out}; look at it with: unisolo doctor {place}")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from unisolo.convert_data.coco import has_coco, read_coco_files
 from unisolo.convert_data.labelme import has_labelme, read_labelme
 from unisolo.convert_data.masks import read_masks
 from unisolo.convert_data.source import Log, Options, Source
@@ -26,6 +27,7 @@ FORMATS: Mapping[str, Callable[[Path, Options, Log], Source]] = {
     "labelme": read_labelme,
     "voc": read_voc,
     "masks": read_masks,
+    "coco": read_coco_files,
 }
 
 SPLIT_NAMES = {"train": "train2017", "val": "val2017", "test": "test2017"}
@@ -145,10 +147,13 @@ def find_format(src: Path) -> str:
         return "yolo"
     if has_labelme(src):
         return "labelme"
+    if has_coco(src):
+        return "coco"
     raise DatasetError(
         f"{src}: looks like no format that can be read: YOLO has a data.yaml, LabelMe JSON files "
         "with 'shapes', VOC the folders SegmentationClass and SegmentationObject, masks the "
-        "folders images and masks; name it with --from"
+        "folders images and masks, COCO a JSON file with images, annotations and categories; name "
+        "it with --from"
     )
 
 
@@ -188,9 +193,10 @@ def _put_in_place(unfinished: Path, out: Path) -> None:
 def _all_faults(faults: list[str]) -> str:
     more = len(faults) - _FAULTS_SHOWN
     lines = [*faults[:_FAULTS_SHOWN], *([f"... and {more} more"] if more > 0 else [])]
+    things, them = ("1 thing", "it") if len(faults) == 1 else (f"{len(faults)} things", "them")
     return (
-        f"{len(faults)} things cannot be used, so nothing is written (--skip-faulty leaves them "
-        "out):\n" + "\n".join(lines)
+        f"{things} cannot be used, so nothing is written (--skip-faulty leaves {them} out):\n"
+        + "\n".join(lines)
     )
 
 

@@ -18,6 +18,7 @@ from unisolo.data.images import IMAGE_ENDINGS
 from unisolo.reading import file_problem
 
 __all__ = [
+    "SPLITS",
     "Content",
     "Embedded",
     "Item",
@@ -62,11 +63,13 @@ class Shape:
         category_id: Its category.
         segmentation: COCO polygons in pixels, or an RLE mapping.
         where: File and entry, for messages.
+        crowd: Whether it is a crowd of them that nobody has counted.
     """
 
     category_id: int
     segmentation: Any
     where: str
+    crowd: bool = False
 
 
 @dataclass(frozen=True)

@@ -160,5 +160,5 @@ def _annotation(shape: Shape, size: tuple[int, int]) -> dict[str, Any]:
         "segmentation": segmentation,
         "area": area,
         "bbox": [left, top, right - left, bottom - top],
-        "iscrowd": 0,
+        "iscrowd": int(shape.crowd),
     }
