@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from command import unisolo
 from typer.testing import CliRunner
 
 from unisolo.cli import app
-from unisolo.cli.common import answer, friendly, parse_size
+from unisolo.cli.common import answer, check_folder, counted, friendly, parse_size
 from unisolo.cli.completion import TASK_NAMES
 from unisolo.tasks import TASKS
 
@@ -152,6 +154,62 @@ def test_debug_shows_the_trace_and_keeps_the_code(error: Exception, code: int) -
     assert done.exit_code == code
     assert "Traceback (most recent call last)" in done.stderr
     assert "raise error" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["models", "nothing_like_this", "--json"], "no model has 'nothing_like_this'"),
+        (["report", "{tmp}/none", "--json"], "no such folder"),
+        (["train", "--data", "{tmp}/none", "--json"], "no such folder"),
+        (["doctor", "{tmp}/none", "--json", "-"], "no such folder"),
+        (["benchmark", "latency", "--engines", "abacus", "--json", "-"], "unknown engine abacus"),
+    ],
+)
+def test_an_error_is_a_document_for_programs(
+    words: list[str], expected: str, tmp_path: Path
+) -> None:
+    done = CliRunner().invoke(app, [word.format(tmp=tmp_path) for word in words])
+    found = json.loads(done.stdout)
+    assert expected in found["error"]
+    assert found["exit_code"] == done.exit_code == 2
+    assert done.stderr.startswith("error: ")
+
+
+def test_results_folders_are_checked_before_the_work(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    for words, said in (
+        (["train", "--data", "d", "--out", file], f"--out {file}: {file} is a file"),
+        (["predict", "p", "--checkpoint", "m", "--out", file / "a"], f"{file} is a file"),
+        (["evaluate", "--data", "d", "--checkpoint", "m", "--out", file], f"{file} is a file"),
+        (["compare", "--data", "d", "--checkpoint", "m", "--out", "sheet"], ".jpg or .png"),
+        (["doctor", "d", "--html", file / "a.html"], f"--html {file}: {file} is a file"),
+    ):
+        done = CliRunner().invoke(app, [*map(str, words)])
+        assert done.exit_code == 2
+        assert said in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_to(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    with pytest.raises(ValueError, match="no permission to write in"):
+        check_folder(tmp_path / "a" / "b", "--out")
+
+
+def test_numbers_have_their_words() -> None:
+    assert [counted(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+
+
+def test_one_way_to_write_arguments() -> None:
+    """In capitals, as the texts beside them speak of them."""
+    for name in COMMANDS:
+        done = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "120", "TERM": "dumb"})
+        usage = next(line for line in done.output.splitlines() if "Usage:" in line)
+        words = usage.split(f"unisolo {name}")[-1] if f" {name} " in usage else usage
+        assert words == words.upper(), usage
 
 
 ANSWER = """

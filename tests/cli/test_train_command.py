@@ -98,6 +98,7 @@ def test_going_on_needs_no_settings(work: Path) -> None:
         (["--data", "{data}/annotations"], "no data set in COCO's layout"),
         (["--data", "{data}", "model.backbone=resnet5"], "did you mean"),
         (["--data", "{data}", "--resume", "--overwrite"], "give one of --resume"),
+        (["--data", "{data}", "--resume", "--out", "none"], "none: no run to go on with"),
         (["--resume"], "no run to go on with; give its folder: --out DIR"),
         ([], "give --data DIR"),
     ],

@@ -47,7 +47,8 @@ def find_splits(root: Path, train: str | None = None, val: str | None = None) ->
             that trains; the message says what was found and what is expected.
     """
     if not root.is_dir():
-        raise ConfigError(f"{root}: no such folder; give a data set in COCO's layout")
+        found = "a file, no folder" if root.exists() else "no such folder"
+        raise ConfigError(f"{root}: {found}; give a data set in COCO's layout")
     named = sorted(
         {
             match[2]

@@ -43,7 +43,8 @@ def demo(
         str, typer.Option(help="Address to listen on; 0.0.0.0 = let others in.")
     ] = "127.0.0.1",
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Default: the first free from 7860.")
+        int | None,
+        typer.Option(min=1, max=65535, metavar="N", help="Default: the first free from 7860."),
     ] = None,
     examples: Annotated[
         Path | None, typer.Option(help="Folder whose first 6 pictures are offered on the page.")

@@ -14,6 +14,7 @@ from unisolo.cli.common import (
     Overrides,
     TaskOption,
     app,
+    check_folder,
     examples,
     friendly,
 )
@@ -77,6 +78,11 @@ def doctor(
 
     The exit code is 1 if there are errors (with --overfit: if the images cannot be learned).
     """
+    for path, option in ((html, "--html"), (fix, "--fix")):
+        if path is not None:
+            check_folder(path.parent, option)
+    if json_file not in (None, "-"):
+        check_folder(Path(json_file).parent, "--json")
     settings_given = [*_splits_there(data, config), *(overrides or ())]
     if overfit is not None:
         from unisolo.overfit import check_learning

@@ -22,11 +22,20 @@ __all__ = ["shapes"]
 )
 @friendly
 def shapes(
-    out: Annotated[Path, typer.Argument(help="Folder to write; empty, absent or written before.")],
-    train: Annotated[int, typer.Option(help="Number of training images.")] = 600,
-    val: Annotated[int, typer.Option(help="Number of validation images.")] = 100,
-    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 192,
-    seed: Annotated[int, typer.Option(help="Seed, 0 or more.")] = 0,
+    out: Annotated[
+        Path,
+        typer.Argument(help="Folder to write; empty, absent or written before.", metavar="OUT"),
+    ],
+    train: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Number of training images.")
+    ] = 600,
+    val: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Number of validation images.")
+    ] = 100,
+    size: Annotated[
+        int, typer.Option(min=32, metavar="N", help="Height and width in pixels.")
+    ] = 192,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Other scenes for each.")] = 0,
     debug: DebugOption = False,
 ) -> None:
     """Generate scenes of shapes as a COCO panoptic data set: something to try everything on."""

@@ -52,11 +52,15 @@ def latency(
         list[int] | None,
         typer.Option("--threads", help="A number of threads; again for more. Default: 1 and 2."),
     ] = None,
-    repeat: Annotated[int, typer.Option(help="Timed runs of each engine.")] = 20,
+    repeat: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Timed runs of each engine.")
+    ] = 20,
     size: Annotated[
         str | None, typer.Option(help="Input as HxW; default: data.image_size, square.")
     ] = None,
-    fixed: Annotated[bool, typer.Option(help="Export graphs for this size alone.")] = False,
+    fixed: Annotated[
+        bool, typer.Option("--fixed", metavar="", help="Export graphs for this size alone.")
+    ] = False,
     graphs: Annotated[
         Path | None,
         typer.Option(

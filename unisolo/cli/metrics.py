@@ -8,7 +8,7 @@ __all__ = ["print_metrics"]
 
 
 def print_metrics(metrics: dict[str, float]) -> None:
-    """Print metrics as one table: a row per metric, things and stuff (`_th`, `_st`) beside all.
+    """Print metrics as one table, things and stuff (`_th`, `_st`) beside all where they differ.
 
     Args:
         metrics: By flat name (`panoptic/PQ_th`, `segm/AP`), in percent.
@@ -20,10 +20,14 @@ def print_metrics(metrics: dict[str, float]) -> None:
         ending = name[-3:] if name.endswith(("_th", "_st")) else ""
         rows.setdefault(name.removesuffix(ending), {})[ending] = _percent(value)
     table = Table(title="Evaluation (percent)", title_justify="left")
-    for column in ("", "all", "things", "stuff"):
-        table.add_column(column, justify="left" if not column else "right")
+    used = {ending for cells in rows.values() for ending in cells}
+    titles = {"": "all", "_th": "things", "_st": "stuff"}
+    endings = [ending for ending in titles if ending in used]
+    table.add_column("")
+    for ending in endings:
+        table.add_column(titles[ending], justify="right")
     for name, cells in rows.items():
-        columns = (cells.get(ending, "") for ending in ("", "_th", "_st"))
+        columns = (cells.get(ending, "") for ending in endings)
         table.add_row(name.replace("/", " "), *columns)
     print_table(table)
 

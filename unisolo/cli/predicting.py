@@ -18,6 +18,8 @@ from unisolo.cli.common import (
     TaskOption,
     answer,
     app,
+    check_folder,
+    counted,
     examples,
     friendly,
 )
@@ -101,6 +103,7 @@ def predict(
     from unisolo.predictor import Predictor
     from unisolo.video import is_video
 
+    check_folder(out, "--out")
     run = _predict_video if is_video(source) else _predict_images
     if run is _predict_images:
         find_images(source, without=out)  # a wrong path is told before the model is loaded
@@ -131,9 +134,11 @@ def _predict_images(
 
     with bar_over_images() as advance:
         report = predict_files(predictor, source, out, on_image=advance, on_result=tell, **how)
-    typer.echo(f"{report.predicted} images, {report.instances} instances: {out}")
+    typer.echo(
+        f"{counted(report.predicted, 'image')}, {counted(report.instances, 'instance')}: {out}"
+    )
     if report.without:
-        sentence = f"{report.without} images without an instance: {report.reason}"
+        sentence = f"{counted(report.without, 'image')} without an instance: {report.reason}"
         typer.secho(sentence, fg="yellow", err=True)
     for sentence in report.broken:
         typer.secho(f"skipped: {sentence}", fg="yellow", err=True)
@@ -153,7 +158,8 @@ def _predict_video(
     with bar_over_images() as advance:
         seen = predict_video(predictor, source, out, on_frame=advance, on_result=tell, **how)
     typer.echo(
-        f"{seen.frames} frames, {seen.instances} instances, {seen.tracks} tracks: {seen.video}"
+        f"{counted(seen.frames, 'frame')}, {counted(seen.instances, 'instance')}, "
+        f"{counted(seen.tracks, 'track')}: {seen.video}"
     )
     if seen.trouble:
         typer.secho(seen.trouble, fg="yellow", err=True)

@@ -31,7 +31,9 @@ __all__ = ["report"]
 )
 @friendly
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a training or an evaluation.")],
+    run: Annotated[
+        Path, typer.Argument(help="Folder of a training or an evaluation.", metavar="RUN")
+    ],
     data: Annotated[
         Path | None, typer.Option(help="COCO-layout folder, where it has moved since.")
     ] = None,
@@ -52,6 +54,8 @@ def report(
     """
     from unisolo.report import write_report
 
+    if not run.is_dir():
+        raise ValueError(f"{run}: no such folder; give that of a training or of an evaluation")
     with answer(as_json) as found:
         path = write_report(run, out=out, data=data, split=split)
         typer.echo(f"report: {path}")

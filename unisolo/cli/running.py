@@ -19,6 +19,7 @@ from unisolo.cli.common import (
     TaskOption,
     answer,
     app,
+    check_folder,
     examples,
     friendly,
 )
@@ -85,6 +86,7 @@ def evaluate(
     from unisolo.tasks import get_task
     from unisolo.zoo import open_model
 
+    check_folder(out, "--out")
     # A graph's results are on the CPU, and its devices are not torch's.
     place = "cpu" if is_graph(checkpoint) else device
     with answer(as_json) as found, join_world(place) as world:
@@ -144,6 +146,9 @@ def compare(
     from unisolo.files import write_atomically
     from unisolo.predictor import Predictor
 
+    if out.suffix.lower() not in (".jpg", ".jpeg", ".png"):
+        raise ValueError(f"--out {out}: give a name that ends in .jpg or .png")
+    check_folder(out.parent, "--out")
     predictor = Predictor(checkpoint, task=task, device=device)
     dataset = comparison_data(predictor, data, split or predictor.config.data.val_split)
     sheet = comparison_sheet(predictor, dataset, limit=limit)

@@ -18,6 +18,7 @@ from unisolo.cli.common import (
     TaskOption,
     answer,
     app,
+    check_folder,
     examples,
     friendly,
     print_table,
@@ -105,10 +106,16 @@ def train(
     if replay is not None:
         raise typer.Exit(0 if run_replay(replay, typer.echo) else 1)
     _check_overrides(overrides or ())
+    if out is not None:
+        check_folder(out, "--out")
     with answer(as_json) as found:
         values = {"task": task, "data": {"root": data}, "train": {"out": out}}
         settings, chosen = _settings(
-            config, overrides or (), values, going_on=resume or auto_resume, overwrite=overwrite
+            config,
+            overrides or (),
+            values,
+            going_on="must" if resume else "may" if auto_resume else "",
+            overwrite=overwrite,
         )
         try:
             summary = run_training(
@@ -117,6 +124,7 @@ def train(
         except TrainingStopped as stopped:
             if _is_main_process():
                 typer.secho(str(stopped), fg="yellow", err=True)
+                found |= {"out": settings.train.out, "stopped": str(stopped)}
             raise typer.Exit(stopped.exit_code) from None
         if _is_main_process():
             print_metrics(summary.metrics)
@@ -124,6 +132,9 @@ def train(
                 f"trained {summary.steps} steps in {summary.seconds / 60:.1f} min; "
                 f"model: {summary.checkpoint}"
             )
+            page = settings.train.out / "report.html"
+            if page.is_file():  # a run whose report failed has warned of it
+                typer.echo(f"report: {page}")
             found |= {"out": settings.train.out, **asdict(summary)}
             found["chosen"] = [] if chosen is None else [asdict(one) for one in chosen.choices]
 
@@ -142,7 +153,7 @@ def _settings(
     overrides: Sequence[str],
     values: dict[str, Any],
     *,
-    going_on: bool,
+    going_on: str,
     overwrite: bool,
 ) -> tuple[Config, Chosen | None]:
     """The settings of a recipe, of the run that goes on, or chosen (and then told and kept)."""
@@ -157,8 +168,11 @@ def _settings(
         if (folder / "config.yaml").is_file():
             values = {**values, "train": {"out": folder}}
             return load_config(folder / "config.yaml", overrides, values=_given(**values)), None
-        if root is None:
-            raise ConfigError(f"{folder}: no run to go on with; give its folder: --out DIR")
+        if root is None or going_on == "must":
+            raise ConfigError(
+                f"{folder}: no run to go on with; give its folder: --out DIR, or start one without "
+                "--resume"
+            )
     if config is not None or root is None:
         return settings, None
     chosen = choose(root, task=values["task"], out=values["train"]["out"], overrides=overrides)
@@ -178,8 +192,8 @@ def _tell(chosen: Chosen, overwrite: bool) -> None:
 
     table = Table(title="Chosen from the data and this machine", title_justify="left", box=None)
     table.add_column(style="bold", no_wrap=True)
-    table.add_column(ratio=2)
-    table.add_column(ratio=3, style="dim")
+    table.add_column(ratio=2, overflow="fold")
+    table.add_column(ratio=3, style="dim", overflow="fold")
     for choice in chosen.choices:
         cells = (choice.what, choice.value, choice.why)
         table.add_row(*(Text(printable(cell)) for cell in cells))  # names are not markup

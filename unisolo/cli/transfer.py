@@ -69,7 +69,10 @@ class ImageChoice(str, Enum):
 @friendly
 def export(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A model.safetensors, a model's name, or an exported .onnx.")
+        Path,
+        typer.Argument(
+            help="A model.safetensors, a model's name, or an exported .onnx.", metavar="CHECKPOINT"
+        ),
     ],
     out: Annotated[
         Path, typer.Option(help="The file to write: .onnx, .pt2 or .xml; or a folder for web.")
@@ -243,10 +246,12 @@ def _export_facts(report: ExportReport) -> dict[str, Any]:
 )
 @friendly
 def quantize(
-    source: Annotated[Path, typer.Argument(help="An exported fp32 .onnx file.")],
+    source: Annotated[Path, typer.Argument(help="An exported fp32 .onnx file.", metavar="SOURCE")],
     calibration: Annotated[Path, typer.Option(help="Folder of images like those in use.")],
     out: Annotated[Path, typer.Option(help="The int8 .onnx file to write.")],
-    limit: Annotated[int, typer.Option(min=1, help="Most images to measure ranges on.")] = 100,
+    limit: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Most images to measure ranges on.")
+    ] = 100,
     data: Annotated[
         Path | None, typer.Option(help="COCO-layout folder: evaluate both files on it.")
     ] = None,

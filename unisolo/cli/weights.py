@@ -23,7 +23,9 @@ __all__ = ["convert", "models"]
 )
 @friendly
 def models(
-    filter: Annotated[str, typer.Argument(help="Text in a name, source or licence.")] = "",
+    filter: Annotated[
+        str, typer.Argument(help="Text in a name, source or licence.", metavar="FILTER")
+    ] = "",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -47,7 +49,9 @@ def models(
 )
 @friendly
 def convert(
-    source: Annotated[Path, typer.Argument(help="A .pth, .pt or .safetensors file of SOLOv2.")],
+    source: Annotated[
+        Path, typer.Argument(help="A .pth, .pt or .safetensors file of SOLOv2.", metavar="SOURCE")
+    ],
     out: Annotated[Path, typer.Option(help="The checkpoint to write, model.safetensors.")],
     source_format: Annotated[
         str, typer.Option("--format", help="auto, solo, mmdetection or adelaidet.")
