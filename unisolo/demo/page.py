@@ -94,45 +94,47 @@ def build_page(
                     apply_default_css=False,
                     elem_id="us-viewer",
                 )
-        inputs = [key, task, *controls]
-        picture.change(
-            desk.on_picture,
-            [picture, *inputs],
-            [key, viewer],
-            preprocess=False,
-            trigger_mode="always_last",
-            show_progress="minimal",
-            show_progress_on=viewer,
-            **_DEVICE,
-        )
-        gr.on(
-            [task.change, *(control.input for control in controls)],
-            desk.on_controls,
-            inputs,
-            viewer,
-            preprocess=False,
-            trigger_mode="always_last",
-            show_progress="hidden",
-            **_DEVICE,
-        )
-        viewer.toggle(
-            desk.on_toggle,
-            inputs,
-            viewer,
-            preprocess=False,
-            trigger_mode="always_last",
-            show_progress="hidden",
-            **_DEVICE,
-        )
-        task.change(
-            lambda name: [gr.update(visible=name == "panoptic")] * len(stuff),
-            task,
-            stuff,
-            queue=False,
-            show_progress="hidden",
-            api_visibility="private",
-        )
+        _connect(desk, picture, viewer, key, task, controls, stuff)
     return page
+
+
+def _connect(
+    desk: _Desk,
+    picture: Any,
+    viewer: Any,
+    key: Any,
+    task: Any,
+    controls: Sequence[Any],
+    stuff: Sequence[Any],
+) -> None:
+    """Say what happens on which event; one at a time, and of many moves of a slider the last."""
+    inputs = [key, task, *controls]
+    how = {"preprocess": False, "trigger_mode": "always_last", **_DEVICE}
+    picture.change(
+        desk.on_picture,
+        [picture, *inputs],
+        [key, viewer],
+        show_progress="minimal",
+        show_progress_on=viewer,
+        **how,
+    )
+    gr.on(
+        [task.change, *(control.input for control in controls)],
+        desk.on_controls,
+        inputs,
+        viewer,
+        show_progress="hidden",
+        **how,
+    )
+    viewer.toggle(desk.on_toggle, inputs, viewer, show_progress="hidden", **how)
+    task.change(
+        lambda name: [gr.update(visible=name == "panoptic")] * len(stuff),
+        task,
+        stuff,
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
 
 
 def _controls(answers: Answers, start: Choice) -> tuple[Any, list[Any], list[Any]]:

@@ -121,27 +121,18 @@ def evaluate(
     begin = time.monotonic()
     check_categories(dataset.categories, task)
     evaluators: list[Evaluator] = task.make_evaluators(dataset, backend=backend)
-    indices = range(world.rank, len(dataset), world.size)
-    loader: Iterable[Sample] = DataLoader(
-        Subset(dataset, indices),
-        batch_size=None,
-        num_workers=workers,
-        worker_init_fn=start_worker,
-    )
-    dtype = resolve_precision(precision, world.device)
-    done, tally = 0, DetectionTally()
-    samples = _told_if_killed(loader)
-    for group in padded_size_groups(samples, batch_size, lambda sample: sample.meta.input_size):
-        batch = collate(group).to(world.device, non_blocking=True)
-        with autocast_for(dtype, world.device):
-            results = [result.cpu() for result in run_batch(model, task, batch)]
-        for evaluator in evaluators:
-            evaluator.update(results, batch.metas)
-        tally.update(results)
-        done += len(batch)
-        if on_image is not None:
-            on_image(done, len(indices))
     with noted_warnings() as noted:
+        tally = _predict(
+            model,
+            dataset,
+            task,
+            world,
+            evaluators,
+            precision=precision,
+            batch_size=batch_size,
+            workers=workers,
+            on_image=on_image,
+        )
         warning = tally.warning(world)
         if warning is not None and world.is_main:
             warnings.warn(warning, stacklevel=2)
@@ -164,6 +155,42 @@ def evaluate(
     if training is None:
         leave_report(out, dataset)
     return metrics
+
+
+def _predict(
+    model: UniSolo | Graph,
+    dataset: Any,
+    task: TaskAdapter,
+    world: World,
+    evaluators: Sequence[Evaluator],
+    *,
+    precision: str,
+    batch_size: int,
+    workers: int,
+    on_image: Callable[[int, int], None] | None,
+) -> DetectionTally:
+    """Hand the results of this process's images to the evaluators; return what was found at all."""
+    indices = range(world.rank, len(dataset), world.size)
+    loader: Iterable[Sample] = DataLoader(
+        Subset(dataset, indices),
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=start_worker,
+    )
+    dtype = resolve_precision(precision, world.device)
+    done, tally = 0, DetectionTally()
+    samples = _told_if_killed(loader)
+    for group in padded_size_groups(samples, batch_size, lambda sample: sample.meta.input_size):
+        batch = collate(group).to(world.device, non_blocking=True)
+        with autocast_for(dtype, world.device):
+            results = [result.cpu() for result in run_batch(model, task, batch)]
+        for evaluator in evaluators:
+            evaluator.update(results, batch.metas)
+        tally.update(results)
+        done += len(batch)
+        if on_image is not None:
+            on_image(done, len(indices))
+    return tally
 
 
 def _told_if_killed(loader: Iterable[Sample]) -> Iterator[Sample]:

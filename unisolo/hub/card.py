@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -148,7 +149,7 @@ def model_card(
         data,
         template_str=_TEMPLATE,
         title=_plain(title),
-        quoted=repr(name or _NO_NAME).replace("'", '"'),
+        quoted=json.dumps(name or _NO_NAME, ensure_ascii=False),
         task=config.task,
         aim=aim,
         answers=", ".join(other for other in TASKS if TASKS[other].heads <= task.heads),
