@@ -13,6 +13,7 @@ import pytest
 from faults import FAULTS, Copy
 from typer.testing import CliRunner
 
+from unisolo.choose import choose
 from unisolo.cli import app
 from unisolo.config import Config
 from unisolo.doctor import examine
@@ -53,6 +54,19 @@ def test_healthy_data_exit_with_0(healthy: Path, tmp_path: Path) -> None:
     assert (report["errors"], report["warnings"]) == (0, 0)
     assert report["statistics"]["train2017"]["images"] == 30
     assert (tmp_path / "report.html").stat().st_size > 1000
+
+
+def test_grids_are_those_of_the_training(healthy: Path) -> None:
+    done = doctor(healthy, "--split", "train2017", "--split", "val2017")
+    size = re.search(r"as `unisolo train` would choose: image size (\d+)\n", done.stderr)
+    assert size is not None
+    chosen = choose(healthy, overrides=["model.pretrained=false"]).config
+    assert int(size[1]) == chosen.data.image_size
+    ranges = re.findall(r"│ +(\d+) x \1 │ +(\d+ to \d+) │", done.stdout)
+    half = len(ranges) // 2
+    assert half >= 3 and ranges[:half] == ranges[half:]  # one model for both splits
+    given = doctor(healthy, "data.image_size=96", "model.scale_ranges=scaled")
+    assert "image size 96" in given.stderr
 
 
 def test_errors_exit_with_1_and_can_be_mended(copy: Copy, tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +19,9 @@ from unisolo.cli.common import (
     examples,
     friendly,
 )
+
+if TYPE_CHECKING:
+    from unisolo.config import Config
 
 __all__ = ["doctor"]
 
@@ -83,7 +87,6 @@ def doctor(
             check_folder(path.parent, option)
     if json_file not in (None, "-"):
         check_folder(Path(json_file).parent, "--json")
-    settings_given = [*_splits_there(data, config), *(overrides or ())]
     if overfit is not None:
         from unisolo.overfit import check_learning
 
@@ -92,18 +95,48 @@ def doctor(
                 "--overfit trains instead of examining: give it without --split, "
                 "--json, --html and --fix"
             )
+        given = [*_splits_there(data, config), *(overrides or ())]
         verdict = check_learning(
-            data, task=task, images=overfit, steps=steps, config=config, overrides=settings_given
+            data, task=task, images=overfit, steps=steps, config=config, overrides=given
         )
         typer.echo(verdict.sentence)
         healthy = verdict.learned
     else:
-        from unisolo.doctor.command import doctor_config, run_doctor
+        from unisolo.doctor.command import run_doctor
 
-        settings = doctor_config(data, task=task, config=config, overrides=settings_given)
+        settings = _settings(data, task, config, overrides or ())
         healthy = run_doctor(settings, splits=split, json_file=json_file, html=html, fix=fix)
     if not healthy:
         raise typer.Exit(1)
+
+
+def _settings(
+    data: Path, task: str | None, config: Path | None, overrides: Iterable[str]
+) -> Config:
+    """The settings to examine with: those that training would have, so that the grids are its."""
+    from unisolo.build import build_dataset, build_grid, with_grid
+    from unisolo.choose import choose
+    from unisolo.doctor.command import doctor_config
+    from unisolo.doctor.coverage import object_sides
+
+    if config is not None:
+        return doctor_config(data, task=task, config=config, overrides=overrides)
+    given = [*_splits_there(data, config), *overrides]
+    usual = doctor_config(data, task=task, config=None, overrides=given)
+    try:
+        # Whether there are weights to start from is asked of the network, and is nothing to us.
+        settings = choose(data, task=task, overrides=["model.pretrained=false", *given]).config
+        # Ranges are fitted to the training split; the others are looked at with the same.
+        sides = object_sides(build_dataset(settings, split="train"), settings)
+        settings = with_grid(settings, build_grid(settings, sides))
+    except ValueError:  # damaged data, which is what the report is about
+        typer.echo("sizes and grids of the default settings: the data are too damaged", err=True)
+        return usual
+    typer.echo(
+        f"sizes and grids as `unisolo train` would choose: image size {settings.data.image_size}",
+        err=True,
+    )
+    return settings
 
 
 def _splits_there(data: Path, config: Path | None) -> list[str]:
