@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["encode_png", "encode_rle", "ids_to_rgb", "rgb_to_ids"]
+__all__ = ["encode_jpeg", "encode_png", "encode_rle", "ids_to_rgb", "rgb_to_ids"]
 
 _RLE_CHUNK_PIXELS = 1 << 24
 """Mask pixels unpacked at once, one byte each, while writing RLE."""
@@ -69,8 +69,24 @@ def rgb_to_ids(rgb: NDArray[np.uint8]) -> NDArray[np.int32]:
     return np.asarray(wide[..., 0] + 256 * wide[..., 1] + 65536 * wide[..., 2], dtype=np.int32)
 
 
-def encode_png(rgb: NDArray[np.uint8]) -> bytes:
-    """Return [H, W, 3] uint8 RGB as the bytes of a PNG file."""
+def encode_png(pixels: NDArray[np.uint8] | Image.Image) -> bytes:
+    """Return a picture ([H, W, 3] uint8 RGB or [H, W] uint8 grey) as the bytes of a PNG file."""
+    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    return _saved(picture, format="PNG")
+
+
+def encode_jpeg(picture: Image.Image, *, quality: int = 92, sharp: bool = True) -> bytes:
+    """Return a picture as the bytes of a JPEG file.
+
+    Args:
+        picture: RGB.
+        quality: As JPEG has it, 1 to 95.
+        sharp: Keep the colour of every pixel, which thin lines and letters need.
+    """
+    return _saved(picture, format="JPEG", quality=quality, subsampling=0 if sharp else 2)
+
+
+def _saved(picture: Image.Image, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, format="PNG")
+    picture.save(buffer, **options)
     return buffer.getvalue()

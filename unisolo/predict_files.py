@@ -6,7 +6,6 @@ kept, with masks as run-length codes.
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from PIL import Image
 
 from unisolo.config import SHOWN_SCORE
 from unisolo.data.images import IMAGE_ENDINGS, ImageError, image_files, read_image
+from unisolo.encoding import encode_jpeg, encode_png
 from unisolo.explain import combine
 from unisolo.files import write_bytes, write_json
 from unisolo.predictor import Predictor
@@ -171,11 +171,7 @@ def _output_names(paths: list[Path]) -> list[str]:
 
 def _write_picture(picture: Image.Image, place: Path, ending: str) -> None:
     """Write JPEG for a JPEG and PNG for everything else."""
-    buffer = io.BytesIO()
     if ending.lower() in _JPEG:
-        picture.save(buffer, format="JPEG", quality=92, subsampling=0)
-        place = place.with_name(f"{place.name}.jpg")
+        write_bytes(place.with_name(f"{place.name}.jpg"), encode_jpeg(picture))
     else:
-        picture.save(buffer, format="PNG")
-        place = place.with_name(f"{place.name}.png")
-    write_bytes(place, buffer.getvalue())
+        write_bytes(place.with_name(f"{place.name}.png"), encode_png(picture))

@@ -17,10 +17,11 @@ from unisolo.checkpoint import CheckpointError, check_task
 from unisolo.config import SHOWN_SCORE
 from unisolo.data.images import ImageError, read_image
 from unisolo.demo.choice import Choice
-from unisolo.demo.downloads import encoded, file_of, files_of
+from unisolo.demo.downloads import file_of, files_of
 from unisolo.demo.hover import hover_map
 from unisolo.demo.kept import Kept, Shown, Store, moved
 from unisolo.demo.listing import categories_listed, segments_listed, summary
+from unisolo.encoding import encode_jpeg
 from unisolo.graphs import Graph
 from unisolo.predictor import Predictor
 from unisolo.results import Result
@@ -265,7 +266,7 @@ def _small(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 def _view(image: npt.NDArray[np.uint8], result: Result) -> bytes:
     scale = max(1, min(8, _VIEW_SIDE // max(result.image_size)))
-    return encoded(draw_result(image, result, scale=scale), "JPEG")
+    return encode_jpeg(draw_result(image, result, scale=scale))
 
 
 def _note(result: Result) -> str:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from unisolo.encoding import encode_png
 from unisolo.results import Result
 
-__all__ = ["encoded", "file_of", "files_of"]
+__all__ = ["file_of", "files_of"]
 
 
 def files_of(result: Result) -> list[dict[str, str]]:
@@ -45,7 +42,7 @@ def file_of(
         (the file, its media type); None if there is no such file.
     """
     if file == "overlay.png":
-        return encoded(result.plot(image), "PNG"), "image/png"
+        return encode_png(result.plot(image)), "image/png"
     if file == "coco.json":
         return json.dumps(result.to_coco(name)).encode(), "application/json"
     if result.panoptic_seg is not None and file in ("panoptic.png", "panoptic.json"):
@@ -54,11 +51,3 @@ def file_of(
             return encode_png(rgb), "image/png"
         return json.dumps(annotation).encode(), "application/json"
     return None
-
-
-def encoded(picture: Image.Image, kind: str) -> bytes:
-    """Return a picture as the bytes of a "PNG" or "JPEG" file."""
-    buffer = io.BytesIO()
-    options: dict[str, Any] = {"quality": 90, "subsampling": 0} if kind == "JPEG" else {}
-    picture.save(buffer, format=kind, **options)
-    return buffer.getvalue()

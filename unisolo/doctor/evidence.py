@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterable
 
 import numpy as np
@@ -13,6 +12,7 @@ from unisolo.data import segmentation as masks
 from unisolo.data.coco_panoptic import read_segment_ids
 from unisolo.data.images import ImageError, read_image
 from unisolo.doctor.findings import Evidence
+from unisolo.encoding import encode_jpeg
 from unisolo.visualize import draw_grid
 
 __all__ = ["data_uri", "draw_evidence"]
@@ -61,9 +61,8 @@ def draw_evidence(evidence: Evidence) -> Image.Image | None:
 
 def data_uri(picture: Image.Image) -> str:
     """Return a picture as the address that holds it."""
-    buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    data = encode_jpeg(picture, quality=80, sharp=False)
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")
 
 
 def _painted(evidence: Evidence) -> np.ndarray:

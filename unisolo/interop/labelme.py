@@ -8,14 +8,13 @@ several parts. Polygons of LabelMe have no holes, so an object with holes is a s
 from __future__ import annotations
 
 import base64
-import io
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from unisolo.encoding import encode_png
 from unisolo.interop.outlines import trace_mask
 from unisolo.results import Result
 
@@ -75,10 +74,8 @@ def _cut_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
     """`points` (first and last pixel, both inside) and `mask` (base64 PNG of 0 and 1)."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     top, bottom, left, right = (int(v) for v in (rows[0], rows[-1], columns[0], columns[-1]))
-    buffer = io.BytesIO()
     cut = mask[top : bottom + 1, left : right + 1].astype(np.uint8)
-    Image.fromarray(cut).save(buffer, format="PNG")
     return {
         "points": [[float(left), float(top)], [float(right), float(bottom)]],
-        "mask": base64.b64encode(buffer.getvalue()).decode("ascii"),
+        "mask": base64.b64encode(encode_png(cut)).decode("ascii"),
     }
