@@ -105,6 +105,7 @@ def test_a_folder_without_data_is_an_error_not_a_crash(tmp_path: Path) -> None:
     done = doctor(tmp_path)
     assert done.exit_code == 1
     assert "json-unusable" in done.output
+    assert "formats: unisolo convert-data " in done.stderr
 
 
 def test_json_on_stdout_is_strict_and_alone(copy: Copy) -> None:

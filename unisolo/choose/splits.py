@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,6 +143,6 @@ def _nothing_found(root: Path, named: list[str]) -> str:
     )
     found = f" (found {', '.join(others[:4])})" if others else ""
     return (
-        f"{root}: no data set in COCO's layout{found}; {expected}. Other formats: unisolo "
-        "convert-data --help"
+        f"{root}: no data set in COCO's layout{found}; {expected}. Other layouts and "
+        f"formats: unisolo convert-data {shlex.quote(str(root))} --out FOLDER"
     )

@@ -116,6 +116,7 @@ def _settings(
     """The settings to examine with: those that training would have, so that the grids are its."""
     from unisolo.build import build_dataset, build_grid, with_grid
     from unisolo.choose import choose
+    from unisolo.config import ConfigError
     from unisolo.doctor.command import doctor_config
     from unisolo.doctor.coverage import object_sides
 
@@ -129,6 +130,11 @@ def _settings(
         # Ranges are fitted to the training split; the others are looked at with the same.
         sides = object_sides(build_dataset(settings, split="train"), settings)
         settings = with_grid(settings, build_grid(settings, sides))
+    except ConfigError as error:  # no data set in this layout: what to do about it
+        if not data.is_dir():
+            raise
+        typer.secho(str(error), fg="yellow", err=True)
+        return usual
     except ValueError:  # damaged data, which is what the report is about
         typer.echo("sizes and grids of the default settings: the data are too damaged", err=True)
         return usual
