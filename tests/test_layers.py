@@ -11,7 +11,16 @@ PACKAGE = Path(__file__).resolve().parents[1] / "unisolo"
 
 LEVELS = [
     {"reading"},
-    {"categories", "structures", "config", "devices", "files", "encoding", "explain"},
+    {
+        "categories",
+        "structures",
+        "config",
+        "devices",
+        "files",
+        "encoding",
+        "explain",
+        "segmentation",
+    },
     {"ops", "download"},
     {"results"},
     {"models", "losses", "data", "evaluation", "visualize", "interop"},

@@ -17,10 +17,10 @@ from PIL import Image
 from unisolo.categories import Categories
 from unisolo.convert_data.pixels import voc_palette
 from unisolo.data import CocoInstance, CocoPanoptic
-from unisolo.data.segmentation import decode
 from unisolo.ops.boxes import masks_to_boxes
 from unisolo.ops.masks import pack_bits
 from unisolo.results import Result
+from unisolo.segmentation import decode
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ from tiny_coco import (
 
 from unisolo.data import DATASETS, CocoInstance
 from unisolo.data.coco_files import DatasetError
-from unisolo.data.segmentation import area_and_box, decode, encode, paint_layers
+from unisolo.data.layers import paint_layers
+from unisolo.segmentation import area_and_box, decode, encode
 
 LABELS = {CAT: 0, RARE: 1, DOG: 2}
 

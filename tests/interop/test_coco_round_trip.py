@@ -84,7 +84,7 @@ def test_ground_truth_is_read_too() -> None:
         ({"bbox": [1, 2, 3]}, "entry 1: 'bbox'"),
         ({"bbox": [1, 2, 3, None]}, "entry 1"),
         ({"segmentation": None}, "entry 1 has no 'segmentation'"),
-        ({"segmentation": "x"}, "entry 1: .* neither"),
+        ({"segmentation": "x"}, "entry 1: .* RLE mapping or a list of polygons"),
         ({"segmentation": {"size": [9, 4], "counts": [36]}}, "entry 1: .*size"),
         ({"segmentation": {"size": [4, 9], "counts": [99]}}, "entry 1: .*"),
         ({"segmentation": {"size": [4, 9], "counts": "~~"}}, "entry 1: .*"),

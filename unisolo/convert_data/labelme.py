@@ -30,8 +30,8 @@ from unisolo.convert_data.source import (
     split_of_folder,
 )
 from unisolo.data.coco_files import DatasetError
-from unisolo.data.segmentation import decode, encode
 from unisolo.reading import file_problem, parse_json, short
+from unisolo.segmentation import decode, encode
 
 __all__ = ["has_labelme", "read_labelme"]
 

@@ -32,8 +32,8 @@ from unisolo.convert_data.source import (
 from unisolo.convert_data.voc import BACKGROUND_NAMES
 from unisolo.data.coco_files import DatasetError
 from unisolo.data.images import image_files
-from unisolo.data.segmentation import encode
 from unisolo.reading import short
+from unisolo.segmentation import encode
 
 __all__ = ["read_masks"]
 

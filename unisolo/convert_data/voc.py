@@ -27,9 +27,9 @@ from unisolo.convert_data.source import (
     read_lines,
 )
 from unisolo.data.coco_files import DatasetError
-from unisolo.data.segmentation import encode
 from unisolo.encoding import rgb_to_ids
 from unisolo.reading import relative_name, short
+from unisolo.segmentation import encode
 
 __all__ = ["BACKGROUND_NAMES", "read_voc"]
 

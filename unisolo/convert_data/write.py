@@ -15,9 +15,9 @@ from unisolo.categories import Categories
 from unisolo.convert_data.source import Embedded, Item, Log, Panoptic, Shape
 from unisolo.data.coco_files import CocoLayout, DatasetError
 from unisolo.data.images import ImageError, read_image, to_rgb_array
-from unisolo.data.segmentation import area_and_box, decode, encode, usable
 from unisolo.encoding import encode_png, ids_to_rgb
 from unisolo.files import write_json
+from unisolo.segmentation import area_and_box, decode, encode, usable
 
 __all__ = ["SplitWriter"]
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
+from unisolo import segmentation as masks
 from unisolo.categories import Categories
-from unisolo.data import segmentation as masks
 from unisolo.data.coco_files import (
     CocoLayout,
     DatasetError,
@@ -25,6 +25,7 @@ from unisolo.data.coco_files import (
     select_images,
     whole_number,
 )
+from unisolo.data.layers import paint_layers
 from unisolo.data.raw import ObjectBoxes, RawSample, RawTarget, Transform, to_sample
 from unisolo.reading import short
 from unisolo.structures import ImageMeta, Sample
@@ -184,7 +185,7 @@ class CocoInstance(Dataset[Sample]):
         for item in record["objects"]:
             if item[1]:
                 crowd_map[self._mask(record, item)] = item[0] + 1
-        object_map, painted = masks.paint_layers(self._object_masks(record, objects), height, width)
+        object_map, painted = paint_layers(self._object_masks(record, objects), height, width)
         labels = np.array([item[0] for item in objects], dtype=np.int64)
         return RawTarget(labels[painted], object_map, crowd_map)
 

@@ -28,9 +28,9 @@ from unisolo.data.coco_files import (
 )
 from unisolo.data.coco_instance import read_instances
 from unisolo.data.raw import MAX_OBJECTS, ObjectBoxes, RawSample, RawTarget, Transform, to_sample
-from unisolo.data.segmentation import encode
 from unisolo.encoding import rgb_to_ids
 from unisolo.reading import file_problem, short
+from unisolo.segmentation import encode
 from unisolo.structures import STUFF_IGNORE, ImageMeta, Sample
 
 __all__ = ["CocoPanoptic", "read_segment_ids"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unisolo.data import segmentation as masks
+from unisolo import segmentation as masks
 from unisolo.data.coco_files import finite_numbers
 from unisolo.doctor.entries import Images, is_id
 from unisolo.doctor.findings import Evidence, Findings, short

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image, ImageDraw
 
-from unisolo.data import segmentation as masks
+from unisolo import segmentation as masks
 from unisolo.data.coco_panoptic import read_segment_ids
 from unisolo.data.images import ImageError, read_image
 from unisolo.doctor.findings import Evidence

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from unisolo.categories import Categories
 from unisolo.encoding import encode_rle
 from unisolo.ops.boxes import masks_to_boxes, xyxy_to_xywh
-from unisolo.ops.masks import pack_bits
 from unisolo.reading import short
 from unisolo.results import Result
+from unisolo.segmentation import decode, usable
 
 __all__ = ["from_coco", "to_coco"]
 
@@ -103,46 +103,12 @@ def _box(entry: Mapping[str, Any], masks: Sequence[NDArray[np.uint8]]) -> list[f
 
 def _mask(segmentation: Any, image_size: tuple[int, int]) -> NDArray[np.uint8]:
     """A COCO segmentation (RLE or polygons) as [H, ceil(W / 8)] packed bits."""
-    from hotcoco import mask as rle_ops
-
     height, width = image_size
     if isinstance(segmentation, Mapping):
-        if list(segmentation.get("size", ())) != [height, width]:
-            raise ValueError(
-                f"its RLE has size {short(segmentation.get('size'))} but the image is "
-                f"{[height, width]}"
-            )
-        rle = {"size": [height, width], "counts": segmentation.get("counts")}
+        segmentation = dict(segmentation)
     elif isinstance(segmentation, Sequence) and not isinstance(segmentation, str):
-        values = [np.asarray(polygon, dtype=np.float64) for polygon in segmentation]
-        if any(v.ndim != 1 or len(v) % 2 or not np.isfinite(v).all() for v in values):
-            raise ValueError("a polygon must be a list of finite numbers x1, y1, x2, y2, ...")
-        polygons = [value.tolist() for value in values if len(value) >= 6]
-        rle = (
-            rle_ops.merge(rle_ops.frPyObjects(polygons, height, width))
-            if polygons
-            else {
-                "size": [height, width],
-                "counts": [height * width],
-            }
-        )
-    else:
-        raise ValueError("its segmentation is neither an RLE mapping nor a list of polygons")
-    try:
-        mask = rle_ops.decode(rle)
-    except (KeyError, TypeError, OverflowError) as error:
-        raise ValueError(f"its RLE is damaged ({error})") from None
-    if not _longer_than(rle, height * width - 1):
-        raise ValueError(f"its RLE is damaged: its runs end before {height} x {width} pixels")
-    return pack_bits(torch.from_numpy(np.ascontiguousarray(mask, dtype=bool))).numpy()
-
-
-def _longer_than(rle: Mapping[str, Any], pixels: int) -> bool:
-    """Whether the runs go on beyond this many pixels: hotcoco refuses runs too long for a size."""
-    from hotcoco import mask as rle_ops
-
-    try:
-        rle_ops.decode({"size": [pixels, 1], "counts": rle["counts"]})
-    except ValueError:
-        return True
-    return False
+        segmentation = [[float(value) for value in polygon] for polygon in segmentation]
+    kept = usable(segmentation)
+    if kept is None:
+        return np.zeros((height, (width + 7) // 8), dtype=np.uint8)
+    return np.packbits(decode(kept, height, width), axis=-1)
