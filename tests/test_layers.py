@@ -21,7 +21,7 @@ LEVELS = [
         "explain",
         "segmentation",
     },
-    {"ops", "download"},
+    {"ops", "download", "pages"},
     {"results"},
     {"models", "losses", "data", "evaluation", "visualize", "interop"},
     {"tasks"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable
 
 import numpy as np
@@ -12,10 +11,9 @@ from unisolo import segmentation as masks
 from unisolo.data.coco_panoptic import read_segment_ids
 from unisolo.data.images import ImageError, read_image
 from unisolo.doctor.findings import Evidence
-from unisolo.encoding import encode_jpeg
 from unisolo.visualize import draw_grid
 
-__all__ = ["data_uri", "draw_evidence"]
+__all__ = ["draw_evidence"]
 
 _LONG_SIDE = 480
 _SMALL_SIDE = 240
@@ -57,12 +55,6 @@ def draw_evidence(evidence: Evidence) -> Image.Image | None:
         y0, y1 = sorted((top * scale + margin, bottom * scale + margin))
         draw.rectangle((x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)), outline=color, width=2)
     return canvas
-
-
-def data_uri(picture: Image.Image) -> str:
-    """Return a picture as the address that holds it."""
-    data = encode_jpeg(picture, quality=80, sharp=False)
-    return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")
 
 
 def _painted(evidence: Evidence) -> np.ndarray:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from unisolo.doctor.codes import CODES
-from unisolo.doctor.evidence import data_uri, draw_evidence
+from unisolo.doctor.evidence import draw_evidence
 from unisolo.doctor.examine import Report
 from unisolo.doctor.statistics import QUANTILES
 from unisolo.doctor.text import summary
+from unisolo.pages import data_uri, page_environment
 
-__all__ = ["page_environment", "render_page"]
+__all__ = ["render_page"]
 
 _EXAMPLES = 100
 """Entries listed per code; the JSON report has them all."""
@@ -37,23 +38,6 @@ def render_page(report: Report) -> str:
         splits={name: _split(numbers) for name, numbers in report.statistics.items()},
     )
     return page
-
-
-def page_environment(package: str) -> Any:
-    """Return the jinja environment of pages that extend `base.html.jinja`.
-
-    Args:
-        package: Where the page's own templates lie.
-    """
-    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-
-    return Environment(
-        loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader("unisolo.doctor", ".")]),
-        autoescape=True,  # file and category names are anybody's text
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def _groups(report: Report) -> list[dict[str, Any]]:

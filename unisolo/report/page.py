@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from unisolo.config import SHOWN_SCORE
-from unisolo.doctor.page import page_environment
+from unisolo.pages import page_environment
 from unisolo.report.charts import calibration_chart, curve_charts, precision_chart
 from unisolo.report.confusions import compact_matrix, top_mistakes
 from unisolo.report.figures import Figures

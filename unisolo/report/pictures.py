@@ -15,8 +15,8 @@ from unisolo.categories import Categories
 from unisolo.config import SHOWN_SCORE
 from unisolo.data.coco_panoptic import read_segment_ids
 from unisolo.data.images import read_image
-from unisolo.doctor.evidence import data_uri
 from unisolo.evaluation.base import ImageId, read_json
+from unisolo.pages import data_uri
 from unisolo.report.figures import ImageScore
 from unisolo.results import Result
 from unisolo.visualize import draw_annotations, draw_panoptic, draw_result
