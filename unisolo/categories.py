@@ -151,8 +151,11 @@ class Categories(Sequence[Category]):
                 once; `background` is the colour where it is written as #rrggbb.
 
         Raises:
-            ValueError: If it is not XML, or has no such label.
+            ValueError: If it is not XML, declares entities, or has no such label.
         """
+        # A few lines of entities can stand for more text than fits in memory.
+        if "<!DOCTYPE" in config or "<!ENTITY" in config:
+            raise ValueError("a labelling config has no document type; remove <!DOCTYPE ...>")
         try:
             root = ElementTree.fromstring(config)
         except ElementTree.ParseError as error:

@@ -78,6 +78,9 @@ def test_label_studio() -> None:
         Categories.from_label_studio("<View>")
     with pytest.raises(ValueError, match="no categories"):
         Categories.from_label_studio("<View/>")
+    bomb = '<!DOCTYPE a [<!ENTITY b "cat"><!ENTITY c "&b;&b;">]><View><Label value="&c;"/></View>'
+    with pytest.raises(ValueError, match="no document type"):
+        Categories.from_label_studio(bomb)
 
 
 def test_brush_is_small() -> None:

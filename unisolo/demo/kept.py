@@ -65,7 +65,7 @@ class Kept:
     Attributes:
         file_name: What its owner calls it.
         image: [H, W, 3] uint8 RGB, upright.
-        small: The same as the page shows it, at most some 1000 pixels wide and high.
+        small: The same as the page shows it, at most 1280 pixels wide and high.
         meta: Frames of the picture.
         outputs: From `Predictor.forward`, on the CPU.
         hidden: Ids of the categories that are switched off.

@@ -1,4 +1,4 @@
-"""Where the lines, dots and ticks of a chart go; `charts.jinja` draws them as SVG."""
+"""Where the lines, dots and ticks of a chart go; `charts.html.jinja` draws them as SVG."""
 
 from __future__ import annotations
 
