@@ -13,7 +13,6 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from unisolo.checkpoint import CheckpointError, check_task
 from unisolo.config import SHOWN_SCORE
 from unisolo.data.images import ImageError, read_image
 from unisolo.demo.choice import Choice
@@ -25,7 +24,7 @@ from unisolo.encoding import encode_jpeg
 from unisolo.graphs import Graph
 from unisolo.predictor import Predictor
 from unisolo.results import Result
-from unisolo.tasks import TASKS
+from unisolo.tasks import answered_tasks
 from unisolo.visualize import draw_result
 
 __all__ = ["Answers", "without"]
@@ -54,7 +53,8 @@ class Answers:
     def __init__(self, predictor: Predictor, store: Store) -> None:
         self.predictor = predictor
         self.store = store
-        self.tasks = _tasks(predictor)
+        answered = answered_tasks(predictor.config.task)
+        self.tasks = tuple(sorted(answered, key=lambda name: name != predictor.task))
         self.forwards = 0
         self._lock = threading.Lock()
 
@@ -221,17 +221,6 @@ def without(result: Result, hidden: frozenset[int]) -> Result:
         panoptic_seg=left.panoptic_seg.masked_fill(void, 0),
         segments_info=tuple(entry for entry in left.segments_info if entry.id not in gone),
     )
-
-
-def _tasks(predictor: Predictor) -> tuple[str, ...]:
-    able = []
-    for name in TASKS:
-        try:
-            check_task(predictor.config, name)
-        except CheckpointError:
-            continue
-        able.append(name)
-    return tuple(sorted(able, key=lambda name: name != predictor.task))
 
 
 def _check_pixels(path: Path, name: str) -> None:

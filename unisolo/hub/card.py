@@ -14,7 +14,7 @@ from unisolo.categories import Category
 from unisolo.checkpoint import model_facts
 from unisolo.models import UniSolo
 from unisolo.reading import file_problem, parse_json
-from unisolo.tasks import TASKS, get_task
+from unisolo.tasks import answered_tasks, get_task
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -152,7 +152,7 @@ def model_card(
         quoted=json.dumps(name or _NO_NAME, ensure_ascii=False),
         task=config.task,
         aim=aim,
-        answers=", ".join(other for other in TASKS if TASKS[other].heads <= task.heads),
+        answers=", ".join(answered_tasks(config.task)),
         backbone=_code(config.model.backbone),
         parameters=f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.2f}",
         short=config.data.image_size,

@@ -7,7 +7,7 @@ from unisolo.tasks.detection import DetectionTask
 from unisolo.tasks.instance import InstanceTask
 from unisolo.tasks.panoptic import PanopticTask
 
-__all__ = ["TASKS", "TaskAdapter", "get_task"]
+__all__ = ["TASKS", "TaskAdapter", "answered_tasks", "get_task"]
 
 TASKS: dict[str, type[TaskAdapter]] = {
     task.name: task for task in (PanopticTask, InstanceTask, DetectionTask)
@@ -29,3 +29,16 @@ def get_task(name: str) -> type[TaskAdapter]:
             f"unknown task {name!r}; choose from {', '.join(TASKS)}. A task from outside the "
             "package is known once the module that adds it to unisolo.tasks.TASKS is imported"
         ) from None
+
+
+def answered_tasks(trained: str) -> tuple[str, ...]:
+    """Return the tasks that a model answers: those that need no head it lacks.
+
+    Args:
+        trained: The task that the model was trained for.
+
+    Raises:
+        ValueError: As `get_task`.
+    """
+    heads = get_task(trained).heads
+    return tuple(name for name, task in TASKS.items() if task.heads <= heads)
