@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from types import ModuleType
@@ -131,7 +132,7 @@ def test_shares_of_processes_and_files_give_the_whole(
         shares[2].merge([shares[0].state(), shares[0].state()])
     (path,) = whole.save(tmp_path / "out")
     again = evaluator(semantic, dataset)
-    again.load(path.parent)
+    again.merge([json.loads(path.read_text())["counts"]])
     assert (again.confusion() == whole.confusion()).all()
     again.reset()
     assert int(again.confusion()[:-1, :-1].sum()) == 0

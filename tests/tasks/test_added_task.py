@@ -109,6 +109,9 @@ def test_training_leaves_metrics_a_log_and_a_checkpoint(semantic: ModuleType, ru
         f"semantic/{name}" for name in ("mIoU", "mIoU_th", "mIoU_st", "accuracy")
     }
     assert load_model(run / "model.safetensors").heads["semantic_logits"] is not None
+    page = (run / "report.html").read_text()
+    assert f"<strong>{written['semantic/mIoU']:.1f}</strong>" in page
+    assert "semantic accuracy" in page and "loss (weighted sum)" in page
 
 
 def test_predictions_are_maps_without_instances(run: Path, shapes: Path) -> None:

@@ -70,14 +70,6 @@ class Evaluator(Protocol):
         """
         ...
 
-    def load(self, out_dir: Path) -> None:
-        """Replace the predictions by those that `save` wrote.
-
-        Raises:
-            ValueError: If a file is missing or does not fit the ground truth.
-        """
-        ...
-
 
 class PredictionBook(Generic[T]):
     """Predictions by image, for the images of one ground truth and no others.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from unisolo.categories import Categories
 from unisolo.data.coco_panoptic import read_segment_ids
-from unisolo.evaluation.base import Evaluator, PredictionBook, read_json
+from unisolo.evaluation.base import Evaluator, PredictionBook
 from unisolo.files import write_json
 from unisolo.losses.stuff import scored_pixels, stuff_loss
 from unisolo.models.layers import ConvNormAct
@@ -233,10 +233,6 @@ class SemanticEvaluator:
         path = out_dir / "semantic.json"
         write_json(path, {"categories": self.categories.to_coco(), "counts": self._book.state()})
         return [path]
-
-    def load(self, out_dir: Path) -> None:
-        """Replace the counts by those that `save` wrote."""
-        self.merge([read_json(out_dir / "semantic.json")["counts"]])
 
     def _truth(self, image_id: int | str) -> Any:
         """Return [H, W] int64 labels of an image; C where it is not scored."""
