@@ -16,8 +16,9 @@ from command import unisolo
 from typer.testing import CliRunner
 
 from unisolo.cli import app
-from unisolo.cli.common import answer, check_folder, counted, friendly, parse_size
+from unisolo.cli.common import answer, check_folder, friendly, parse_size
 from unisolo.cli.completion import TASK_NAMES
+from unisolo.cli.telling import counted, duration
 from unisolo.tasks import TASKS
 
 GROUPS = {"benchmark"}
@@ -201,6 +202,7 @@ def test_a_folder_that_may_not_be_written_to(tmp_path: Path) -> None:
 
 def test_numbers_have_their_words() -> None:
     assert [counted(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert [duration(s) for s in (0.4, 18, 270, 11520)] == ["0 s", "18 s", "4.5 min", "3.2 h"]
 
 
 def test_one_way_to_write_arguments() -> None:

@@ -14,15 +14,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperGroup
 
 from unisolo.cli.completion import complete_devices, complete_settings, complete_tasks
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from unisolo.cli.telling import remark
 
 __all__ = [
     "DATA",
@@ -39,11 +37,9 @@ __all__ = [
     "answer",
     "app",
     "check_folder",
-    "counted",
     "examples",
     "friendly",
     "parse_size",
-    "print_table",
 ]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -215,14 +211,7 @@ def friendly(command: Command) -> Command:
 def _fail(sentence: str, shown: BaseException | None, prefix: str) -> None:
     if shown is not None:
         traceback.print_exception(shown)
-    text = f"{prefix}{sentence}"
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.text import Text
-
-        Console(stderr=True).print(Text(text, "red"))  # breaks lines between words
-    else:
-        typer.secho(text, fg="red", err=True)
+    remark(f"{prefix}{sentence}", "red")
 
 
 def _sentence(error: BaseException) -> str:
@@ -323,26 +312,6 @@ def check_folder(path: Path, option: str) -> None:
         raise ValueError(f"{option} {path}: {there} is a file; give a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"{option} {path}: no permission to write in {there}; give another folder")
-
-
-def counted(number: int, what: str) -> str:
-    """Return a number with its word: "1 image", "2 images"."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def print_table(table: Table) -> None:
-    """Print a table as wide as the terminal, or wide enough in files and pipes, on stdout."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if console.is_terminal:
-        console.print(table)
-        return
-    console.width = 160
-    with console.capture() as captured:
-        console.print(table)
-    for line in captured.get().splitlines():
-        typer.echo(line.rstrip())
 
 
 def parse_size(text: str, option: str) -> tuple[int, int]:

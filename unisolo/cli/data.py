@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from unisolo.cli.common import DATA, DebugOption, app, counted, examples, friendly
+from unisolo.cli.common import DATA, DebugOption, app, examples, friendly
+from unisolo.cli.telling import counted, remark
 
 __all__ = ["convert_data"]
 
@@ -95,8 +96,8 @@ def convert_data(
             f"{split}: {counted(count, 'image')}, {counted(summary.objects[split], 'object')}"
         )
     for note in summary.notes:
-        typer.secho(f"note: {note}", fg="yellow", err=True)
+        remark(f"note: {note}")
     for fault in summary.faults:
-        typer.secho(f"left out: {fault}", fg="yellow", err=True)
+        remark(f"left out: {fault}")
     place = shlex.quote(str(out))
     typer.echo(f"{summary.form} data set as COCO: {out}; look at it with: unisolo doctor {place}")

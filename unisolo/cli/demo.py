@@ -7,15 +7,9 @@ from typing import Annotated
 
 import typer
 
-from unisolo.cli.common import (
-    USE,
-    DebugOption,
-    DeviceOption,
-    TaskOption,
-    app,
-    friendly,
-)
+from unisolo.cli.common import USE, DebugOption, DeviceOption, TaskOption, app, friendly
 from unisolo.cli.common import examples as examples_of_use
+from unisolo.cli.telling import remark
 
 __all__ = ["demo"]
 
@@ -72,5 +66,5 @@ def demo(
         examples=offered,
         open_browser=browser,
         say=typer.echo,
-        warn=lambda sentence: typer.secho(sentence, fg="yellow", err=True),
+        warn=remark,
     )

@@ -19,6 +19,7 @@ from unisolo.cli.common import (
     examples,
     friendly,
 )
+from unisolo.cli.telling import remark
 
 if TYPE_CHECKING:
     from unisolo.config import Config
@@ -133,7 +134,7 @@ def _settings(
     except ConfigError as error:  # no data set in this layout: what to do about it
         if not data.is_dir():
             raise
-        typer.secho(str(error), fg="yellow", err=True)
+        remark(str(error))
         return usual
     except ValueError:  # damaged data, which is what the report is about
         typer.echo("sizes and grids of the default settings: the data are too damaged", err=True)

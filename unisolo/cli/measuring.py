@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from unisolo.cli.common import MODELS, OUTPUT, DebugOption, app, examples, friendly, parse_size
+from unisolo.cli.telling import remark
 
 __all__ = ["benchmark", "latency"]
 
@@ -97,7 +98,7 @@ def latency(
             tell=lambda text: typer.echo(text, err=True),
         )
     except RuntimeError as error:  # a measuring process failed; its last line is in the message
-        typer.secho(f"error: {error}", fg="red", err=True)
+        remark(f"error: {error}", "red")
         raise typer.Exit(1) from None
     if json_file == "-":
         typer.echo(json.dumps(report.to_json(), indent=2))

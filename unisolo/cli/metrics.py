@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unisolo.cli.common import print_table
+from unisolo.cli.telling import print_table
 
 __all__ = ["print_metrics"]
 

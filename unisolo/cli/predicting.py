@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,11 +20,11 @@ from unisolo.cli.common import (
     answer,
     app,
     check_folder,
-    counted,
     examples,
     friendly,
 )
 from unisolo.cli.progress import bar_over_images
+from unisolo.cli.telling import counted, remark
 
 if TYPE_CHECKING:
     from unisolo.predictor import Predictor
@@ -138,10 +139,14 @@ def _predict_images(
         f"{counted(report.predicted, 'image')}, {counted(report.instances, 'instance')}: {out}"
     )
     if report.without:
-        sentence = f"{counted(report.without, 'image')} without an instance: {report.reason}"
-        typer.secho(sentence, fg="yellow", err=True)
+        # The reason names arguments of Python; two of them are options here.
+        reason = re.sub(
+            r"lower (score|candidate)_threshold=", r"lower --\1-threshold", report.reason
+        )
+        sentence = f"{counted(report.without, 'image')} without an instance: {reason}"
+        remark(sentence)
     for sentence in report.broken:
-        typer.secho(f"skipped: {sentence}", fg="yellow", err=True)
+        remark(f"skipped: {sentence}")
     return not report.broken, asdict(report)
 
 
@@ -162,5 +167,5 @@ def _predict_video(
         f"{counted(seen.tracks, 'track')}: {seen.video}"
     )
     if seen.trouble:
-        typer.secho(seen.trouble, fg="yellow", err=True)
+        remark(seen.trouble)
     return not seen.trouble, asdict(seen)

@@ -21,9 +21,9 @@ from unisolo.cli.common import (
     check_folder,
     examples,
     friendly,
-    print_table,
 )
 from unisolo.cli.metrics import print_metrics
+from unisolo.cli.telling import counted, duration, print_table, remark
 
 if TYPE_CHECKING:
     from unisolo.choose import Chosen
@@ -123,13 +123,13 @@ def train(
             )
         except TrainingStopped as stopped:
             if _is_main_process():
-                typer.secho(str(stopped), fg="yellow", err=True)
+                remark(str(stopped))
                 found |= {"out": settings.train.out, "stopped": str(stopped)}
             raise typer.Exit(stopped.exit_code) from None
         if _is_main_process():
             print_metrics(summary.metrics)
             typer.echo(
-                f"trained {summary.steps} steps in {summary.seconds / 60:.1f} min; "
+                f"trained {counted(summary.steps, 'step')} in {duration(summary.seconds)}; "
                 f"model: {summary.checkpoint}"
             )
             page = settings.train.out / "report.html"
@@ -159,6 +159,7 @@ def _settings(
     """The settings of a recipe, of the run that goes on, or chosen (and then told and kept)."""
     from unisolo.choose import choose, default_out
     from unisolo.config import Config, ConfigError, load_config
+    from unisolo.engine.run import holds_run
 
     given = _given(**values)
     settings = load_config(config, overrides, values=given)
@@ -176,18 +177,18 @@ def _settings(
     if config is not None or root is None:
         return settings, None
     chosen = choose(root, task=values["task"], out=values["train"]["out"], overrides=overrides)
-    if _is_main_process():
-        _tell(chosen, overwrite)
+    # A folder that holds another run is refused in a moment; nothing is to be read or kept there.
+    if _is_main_process() and (overwrite or not holds_run(chosen.config.train.out)):
+        _tell(chosen)
     return chosen.config, chosen
 
 
-def _tell(chosen: Chosen, overwrite: bool) -> None:
-    """Print what was chosen, and keep it beside the run, unless the folder holds another run."""
+def _tell(chosen: Chosen) -> None:
+    """Print what was chosen, and keep it beside the run."""
     from rich.table import Table
     from rich.text import Text
 
     from unisolo.doctor.findings import printable
-    from unisolo.engine.run import holds_run
     from unisolo.files import write_bytes
 
     table = Table(title="Chosen from the data and this machine", title_justify="left", box=None)
@@ -199,9 +200,8 @@ def _tell(chosen: Chosen, overwrite: bool) -> None:
         table.add_row(*(Text(printable(cell)) for cell in cells))  # names are not markup
     print_table(table)
     out = chosen.config.train.out
-    if overwrite or not holds_run(out):
-        write_bytes(out / "chosen.yaml", chosen.to_yaml().encode())
-        typer.echo(f"\nkept as a recipe: {out / 'chosen.yaml'}")
+    write_bytes(out / "chosen.yaml", chosen.to_yaml().encode())
+    typer.echo(f"\nkept as a recipe: {out / 'chosen.yaml'}")
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from unisolo.cli.common import (
     examples,
     friendly,
     parse_size,
-    print_table,
 )
 from unisolo.cli.completion import complete_settings
+from unisolo.cli.telling import print_table, remark
 
 if TYPE_CHECKING:
     from unisolo.config import Config
@@ -220,7 +220,7 @@ def _tell_export(report: ExportReport, place: str) -> None:
     if report.difference is not None:
         typer.echo(f"compared with the model on {place}: {report.difference}")
     if report.passed is False:
-        typer.secho("the file does not agree with the model", fg="red", err=True)
+        remark("the file does not agree with the model", "red")
         raise typer.Exit(1)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unisolo.cli.common import MODELS, DebugOption, JsonOption, app, examples, friendly
+from unisolo.cli.telling import remark
 
 if TYPE_CHECKING:
     from unisolo.categories import Categories
@@ -71,7 +72,7 @@ def convert(
     for ignored in report.ignored:
         typer.echo(f"left out: {ignored}")
     for warning in report.warnings:
-        typer.secho(f"warning: {warning}", fg="yellow", err=True)
+        remark(f"warning: {warning}")
     typer.echo(f"{report.tensors} tensors: {report.path}")
 
 
