@@ -9,7 +9,7 @@ import reprlib
 import stat
 from typing import Any
 
-__all__ = ["file_problem", "parse_json", "read_yaml", "relative_name", "short"]
+__all__ = ["file_problem", "parse_json", "parse_yaml", "read_yaml", "relative_name", "short"]
 
 
 def file_problem(path: str | os.PathLike[str], kind: str) -> str | None:
@@ -52,28 +52,43 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
+def parse_yaml(text: str | bytes) -> Any:
+    """Parse YAML of plain values, each written out.
 
     Aliases are refused: a few lines of them can stand for more values than fit in memory.
 
     Raises:
-        ValueError: If the file is missing, is not YAML, has an alias or holds no mapping.
+        ValueError: If it is not YAML, has an alias, or is nested so deep that reading it would
+            break the interpreter.
     """
     import yaml
 
+    try:
+        for token in yaml.scan(text):
+            if isinstance(token, yaml.AliasToken):
+                line = token.start_mark.line + 1
+                raise ValueError(f"aliases (*name) are not read; write the value out (line {line})")
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    # Besides its own errors PyYAML lets through those of int() and datetime.
+    except Exception as error:
+        raise ValueError(str(error)) from None
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        ValueError: If the file is missing, holds no mapping, or as `parse_yaml`.
+    """
     problem = file_problem(path, "YAML file")
     if problem is not None:
         raise ValueError(f"{path}: {problem}; check the path")
     try:
         with open(path, "rb") as file:
-            text = file.read()
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ValueError("aliases (*name) are not read; write the value out")
-        tree = yaml.safe_load(text)
-    except RecursionError:
-        raise ValueError(f"{path}: it is nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:
+            tree = parse_yaml(file.read())
+    except ValueError as error:
         raise ValueError(f"{path}: not usable YAML ({error})") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: must hold a mapping (key: value)")

@@ -10,11 +10,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from unisolo.config.sections import Config
-from unisolo.reading import file_problem, short
+from unisolo.reading import file_problem, parse_yaml, short
 
 __all__ = ["ConfigError", "config_to_dict", "load_config"]
 
@@ -70,35 +69,11 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain values only, each written out.
-
-    A few lines of aliases can stand for more values than fit in memory, and configurations are
-    short enough without.
-    """
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuse aliases."""
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(
-                None, None, "aliases (*name) are not read; write the value out", mark
-            )
-        return super().compose_node(parent, index)
-
-
 def _parse_yaml(text: str) -> Any:
-    """Parse YAML.
-
-    Raises:
-        ConfigError: If it cannot be parsed.
-    """
     try:
-        return yaml.load(text, Loader=_Loader)
-    # Besides its own errors PyYAML lets through those of int(), datetime and deep recursion.
-    except Exception as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ConfigError(f"not valid YAML: {reason}") from None
+        return parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"not valid YAML: {error}") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
