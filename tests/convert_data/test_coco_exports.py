@@ -146,6 +146,16 @@ def test_faults_name_file_and_entry(change: dict[str, Any], words: str, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_a_parent_that_is_no_text_is_passed_over(tmp_path: Path) -> None:
+    content = tree("a.png", "b.png")
+    for category in content["categories"]:
+        category["supercategory"] = {"is": ["not text"]}
+    write(tmp_path / "src" / "labels.json", content)
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / "src" / name)
+    assert sum(convert(tmp_path).images.values()) == 2
+
+
 def test_files_of_different_categories_are_refused(tmp_path: Path) -> None:
     roboflow(tmp_path / "src")
     write(tmp_path / "src" / "valid" / "_annotations.coco.json", tree("d.jpg"))

@@ -116,7 +116,8 @@ def _categories(trees: Mapping[Path, dict[str, Any]], log: Log) -> Categories:
             )
         used.update(entry.get("category_id") for entry in tree["annotations"])
     # Roboflow lists the data set itself first, as the parent of all.
-    parents = {c.get("supercategory") for tree in trees.values() for c in tree["categories"]}
+    # A list, not a set: in a foreign file a name may be anything, also what has no hash.
+    parents = [c.get("supercategory") for tree in trees.values() for c in tree["categories"]]
     kept = [entry for entry in found if entry.get("id") in used or entry.get("name") not in parents]
     if kept and len(kept) < len(found):
         log.note("a category that is only the parent of others, without objects: left out")
