@@ -200,6 +200,9 @@ def test_overwrite_only_what_it_wrote(scenes: list[Scene], tmp_path: Path) -> No
     with pytest.raises(OSError, match="holds the source"):
         convert_data(tmp_path / "source", tmp_path, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+    write_labelme(scenes[:2], tmp_path / "labelme")
+    with pytest.raises(OSError, match="lies in the source"):
+        convert_data(tmp_path / "labelme", tmp_path / "labelme" / "coco")
 
 
 def test_formats_of_the_command_are_those_that_exist() -> None:

@@ -33,6 +33,9 @@ FORMATS: Mapping[str, Callable[[Path, Options, Log], Source]] = {
 SPLIT_NAMES = {"train": "train2017", "val": "val2017", "test": "test2017"}
 """COCO's own names, which are the defaults of `data.train_split` and `data.val_split`."""
 
+_SEARCHED = ("labelme", "coco")
+"""Formats that are looked for in all folders of the source."""
+
 _MARKER = "convert_data.json"
 _FAULTS_SHOWN = 20
 
@@ -99,6 +102,11 @@ def convert_data(
         raise DatasetError(f"{src}: no such folder; check the path")
     _check_out(src, out, overwrite)
     form = find_format(src) if form == "auto" else form
+    if form in _SEARCHED and out.resolve().is_relative_to(src.resolve()):
+        raise OSError(
+            f"{out}: lies in the source, all of whose JSON files are read, so the next conversion "
+            "would read this one; give a folder beside it"
+        )
     log = Log()
     source = FORMATS[form](src, options or Options(), log)
     try:
