@@ -79,6 +79,7 @@ def test_splits(there: list[str], train: str, val: str, tmp_path: Path) -> None:
     found = find_splits(layout(tmp_path / "d", *there))
     assert (found.train, found.val) == (train, val)
     assert ("remembered" in found.why) is (train == val)
+    assert ("unisolo convert-data " in found.why) is (train == val)
     assert ("not used: test" in found.why) is ("test" in there and val != "test")
 
 

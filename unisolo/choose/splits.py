@@ -76,7 +76,7 @@ def find_splits(root: Path, train: str | None = None, val: str | None = None) ->
             chosen,
             chosen,
             "the folder has no other split: the figures will say how well the training images are "
-            "remembered, not what new images get",
+            f"remembered, not what new images get; to share out a part: {_convert(root)}",
         )
     left = [name for name in rest if name != other]
     unused = f"; not used: {', '.join(left)}" if left else ""
@@ -127,9 +127,10 @@ def _nothing_found(root: Path, named: list[str]) -> str:
     for name in named:
         elsewhere = root / "images" / name
         if elsewhere.is_dir():
+            link = f"ln -s {shlex.quote(f'images/{name}')} {shlex.quote(str(root / name))}"
             return (
                 f"{root}: annotations of {name!r}, but no folder {name}/ with its images; they "
-                f"are in images/{name}: ln -s images/{name} {root / name}"
+                f"are in images/{name}: {link}, or {_convert(root)}"
             )
     if named:
         return (
@@ -144,5 +145,10 @@ def _nothing_found(root: Path, named: list[str]) -> str:
     found = f" (found {', '.join(others[:4])})" if others else ""
     return (
         f"{root}: no data set in COCO's layout{found}; {expected}. Other layouts and "
-        f"formats: unisolo convert-data {shlex.quote(str(root))} --out FOLDER"
+        f"formats: {_convert(root)}"
     )
+
+
+def _convert(root: Path) -> str:
+    """The command that brings a folder to this layout, ready to be copied."""
+    return f"unisolo convert-data {shlex.quote(str(root))} --out FOLDER"
