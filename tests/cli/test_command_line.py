@@ -185,6 +185,8 @@ def test_results_folders_are_checked_before_the_work(tmp_path: Path) -> None:
         (["predict", "p", "--checkpoint", "m", "--out", file / "a"], f"{file} is a file"),
         (["evaluate", "--data", "d", "--checkpoint", "m", "--out", file], f"{file} is a file"),
         (["compare", "--data", "d", "--checkpoint", "m", "--out", "sheet"], ".jpg or .png"),
+        (["convert-data", tmp_path, "--out", file / "a"], f"{file} is a file"),
+        (["export", "m", "--out", file / "m.onnx"], f"{file} is a file"),
         (["doctor", "d", "--html", file / "a.html"], f"--html {file}: {file} is a file"),
     ):
         done = CliRunner().invoke(app, [*map(str, words)])

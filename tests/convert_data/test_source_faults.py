@@ -83,6 +83,24 @@ def test_yolo_images_without_objects(tmp_path: Path) -> None:
     assert summary.notes == ("images without a label file: taken as images without objects (1)",)
 
 
+@pytest.mark.parametrize(
+    "before", ["/content/data/", "../", "../../data/", "C:\\data\\", "other/place/"]
+)
+def test_yolo_paths_of_another_machine(tmp_path: Path, before: str) -> None:
+    yolo(tmp_path / "source", None, train=f"{before}images/train", val=f"{before}images/val")
+    done = convert_data(tmp_path / "source", tmp_path / "out")
+    assert done.images == {"train2017": 1, "val2017": 1}
+
+
+def test_yolo_one_folder_beside_the_file(tmp_path: Path) -> None:
+    yolo(tmp_path / "source", None, train="../images", val="../images")
+    done = convert_data(tmp_path / "source", tmp_path / "out")
+    assert sum(done.images.values()) == 2
+    refused_root = tmp_path / "other"
+    yolo(refused_root / "source", None, train="/content/images", val="images/val")
+    refused(refused_root, "leads to /content/images, which does not exist; correct the path")
+
+
 def test_yolo_boxes_on_demand(tmp_path: Path) -> None:
     yolo(tmp_path / "source", "1 0.5 0.5 0.4 0.2\n")
     summary = convert_data(

@@ -9,7 +9,14 @@ from typing import Annotated
 
 import typer
 
-from unisolo.cli.common import DATA, DebugOption, app, examples, friendly
+from unisolo.cli.common import (
+    DATA,
+    DebugOption,
+    app,
+    check_folder,
+    examples,
+    friendly,
+)
 from unisolo.cli.telling import counted, remark
 
 __all__ = ["convert_data"]
@@ -80,6 +87,7 @@ def convert_data(
     from unisolo.convert_data import convert_data as run
     from unisolo.convert_data.source import Options
 
+    check_folder(out.parent, "--out")
     summary = run(
         src,
         out,

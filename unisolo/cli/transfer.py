@@ -16,6 +16,7 @@ from unisolo.cli.common import (
     TaskOption,
     answer,
     app,
+    check_folder,
     examples,
     friendly,
     parse_size,
@@ -154,6 +155,7 @@ def export(
     from unisolo.graphs import is_graph
     from unisolo.zoo import load_model
 
+    check_folder(out.parent, "--out")
     web = format is FormatChoice.web
     if web and (size != "stride4" or batch not in (None, 1)):
         raise ValueError("a web page needs --size stride4 and --batch 1, its defaults")
@@ -267,6 +269,7 @@ def quantize(
     from unisolo.graphs import open_graph
     from unisolo.predict_files import find_images
 
+    check_folder(out.parent, "--out")
     if split is not None and data is None:
         raise ValueError("--split belongs to --data: give both, or neither")
     if data is not None:

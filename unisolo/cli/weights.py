@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unisolo.cli.common import MODELS, DebugOption, JsonOption, app, examples, friendly
+from unisolo.cli.common import (
+    MODELS,
+    DebugOption,
+    JsonOption,
+    app,
+    check_folder,
+    examples,
+    friendly,
+)
 from unisolo.cli.telling import remark
 
 if TYPE_CHECKING:
@@ -65,6 +73,7 @@ def convert(
     """Convert a SOLOv2 checkpoint of SOLO, mmdetection or AdelaiDet; nothing in it is executed."""
     from unisolo.convert import convert_checkpoint
 
+    check_folder(out.parent, "--out")
     names = None if categories is None else _read_categories(categories)
     report = convert_checkpoint(source, out, categories=names, source_format=source_format)
     typer.echo(f"{report.source}: {report.format}, {report.variant}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from unisolo.categories import Categories
@@ -81,12 +81,11 @@ def read_yolo(src: Path, options: Options, log: Log) -> Source:
 def _images(places: Any, root: Path, file: Path, split: str) -> Iterator[Path]:
     """Image files of one split: a folder, a list of paths in a text file, or several of them."""
     for place in places if isinstance(places, list) else [places]:
-        if not isinstance(place, str):
+        if not isinstance(place, str) or not place:
             raise DatasetError(f"{file}: {split!r} is {short(place)}; write a path")
         path = root / place
-        # Exports write ../train/images for folders that are beside data.yaml.
-        if not path.exists() and place.startswith("../"):
-            path = root / place.removeprefix("../")
+        if not path.exists():
+            path = next((tail for tail in _tails(place, root) if tail.exists()), path)
         if path.is_dir():
             yield from image_files(path)
         elif path.suffix == ".txt":
@@ -95,7 +94,21 @@ def _images(places: Any, root: Path, file: Path, split: str) -> Iterator[Path]:
         elif path.suffix.lower() in IMAGE_ENDINGS:
             yield path
         else:
-            raise DatasetError(f"{file}: {split!r} leads to {path}, which does not exist")
+            raise DatasetError(
+                f"{file}: {split!r} leads to {path}, which does not exist; correct it"
+            )
+
+
+def _tails(place: str, root: Path) -> list[Path]:
+    """Ends of a path under the data set's folder, the longest first.
+
+    Exports write `../train/images` for folders that are beside data.yaml, and training scripts the
+    whole path on their own machine. A last folder alone (`images`) would say too little.
+    """
+    whole = PurePosixPath(place.replace("\\", "/"))
+    parts = [part for part in whole.parts if part not in ("..", whole.anchor)]
+    last = len(parts) - 1 if whole.anchor else max(1, len(parts) - 1)
+    return [root.joinpath(*parts[n:]) for n in range(last)]
 
 
 def _label_file(image: Path) -> Path:
