@@ -98,7 +98,7 @@ def test_yolo_one_folder_beside_the_file(tmp_path: Path) -> None:
     assert sum(done.images.values()) == 2
     refused_root = tmp_path / "other"
     yolo(refused_root / "source", None, train="/content/images", val="images/val")
-    refused(refused_root, "leads to /content/images, which does not exist; correct the path")
+    refused(refused_root, "leads to /content/images, which does not exist; correct it")
 
 
 def test_yolo_boxes_on_demand(tmp_path: Path) -> None:
