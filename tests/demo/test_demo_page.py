@@ -245,6 +245,8 @@ def test_the_camera(server: Server, browser: Any, artefacts: Path) -> None:
     page.get_by_label("Capture from camera").click()
     page.get_by_title("grant webcam access").click()
     page.get_by_title("capture photo").wait_for(timeout=60_000)
+    # A photo of a camera that gives no frames yet is no photo.
+    page.wait_for_function("[...document.querySelectorAll('video')].some(v => v.videoWidth > 0)")
     visitor.change(page.get_by_title("capture photo").click)
     visitor.shoot(artefacts / "camera.png")
     assert server.forwards() - forwards == 1
