@@ -53,9 +53,7 @@ def latency(
         list[int] | None,
         typer.Option("--threads", help="A number of threads; again for more. Default: 1 and 2."),
     ] = None,
-    repeat: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Timed runs of each engine.")
-    ] = 20,
+    repeat: Annotated[int, typer.Option(metavar="N", help="Timed runs of each engine.")] = 20,
     size: Annotated[
         str | None, typer.Option(help="Input as HxW; default: data.image_size, square.")
     ] = None,
