@@ -57,10 +57,10 @@ lint: $(VENV)/.dev
 	$(RUN) -m mypy
 
 test: lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: lint interop
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 clean:
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -118,7 +118,7 @@ def check_doors_take_names(folder: Path) -> None:
     Image.fromarray(noise).save(folder / "a.png")
     arguments = ["predict", folder / "a.png", "--checkpoint", NAME, "--out", folder / "out"]
     done = CliRunner().invoke(app, [*map(str, arguments), "--device", "cpu"])
-    assert done.exit_code == 0 and "1 images" in done.output
+    assert done.exit_code == 0 and "1 image, " in done.output
 
 
 @pytest.mark.parametrize("tool", ["evaluate", "compare", "predict"])

@@ -198,7 +198,7 @@ def test_results_folders_are_checked_before_the_work(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written_to(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
-    with pytest.raises(ValueError, match="no permission to write in"):
+    with pytest.raises(ValueError, match="no permission to write in it"):
         check_folder(tmp_path / "a" / "b", "--out")
 
 

@@ -131,14 +131,14 @@ def test_a_read_only_folder_is_told(small_disk: Path, data: Path) -> None:
     remount = ["mount", "-o", "remount,ro", str(small_disk)]
     subprocess.run(remount, check=True, capture_output=True)
     text = run(small_disk / "run", data, code=2)
-    assert "Read-only file system" in text
+    assert "is on a read-only file system" in text
     assert "Traceback" not in text
 
 
 def test_a_place_that_is_no_folder_is_told(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     text = run(tmp_path / "file" / "run", data, code=2)
-    assert "Not a directory" in text
+    assert f"{tmp_path / 'file'} is a file; give a folder" in text
     assert "Traceback" not in text
 
 

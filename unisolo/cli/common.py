@@ -311,7 +311,10 @@ def check_folder(path: Path, option: str) -> None:
     if not there.is_dir():
         raise ValueError(f"{option} {path}: {there} is a file; give a folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{option} {path}: no permission to write in {there}; give another folder")
+        raise ValueError(
+            f"{option} {path}: {there} is on a read-only file system, or you have no permission to "
+            "write in it; give another folder"
+        )
 
 
 def parse_size(text: str, option: str) -> tuple[int, int]:
