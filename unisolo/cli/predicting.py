@@ -94,7 +94,7 @@ def predict(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Predict images: overlays, COCO results and, for panoptic, PNG and JSON.
+    """Predict images and videos: overlays, COCO results and, for panoptic, PNG and JSON.
 
     A video gives an annotated video and a line of JSON a frame, with track ids. Images that cannot
     be read are listed at the end, and the exit code is then 1, as it is for a video that breaks
