@@ -19,6 +19,7 @@ LEVELS = [
         "files",
         "encoding",
         "explain",
+        "progress",
         "segmentation",
     },
     {"ops", "download", "pages"},

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from unisolo.progress import progress_bar
+
 __all__ = ["bar_over_images"]
 
 
@@ -18,12 +20,6 @@ def bar_over_images(shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     Yields:
         What to call with (images done, all images).
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    hidden = not (shown and console.is_terminal)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=hidden, transient=True) as progress:
+    with progress_bar(shown=shown) as progress:
         bar = progress.add_task("")
         yield lambda done, total: progress.update(bar, completed=done, total=total)

@@ -16,6 +16,7 @@ from unisolo.doctor.page import render_page
 from unisolo.doctor.repair import repair
 from unisolo.doctor.text import print_report, summary
 from unisolo.files import write_bytes, write_json
+from unisolo.progress import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,11 +119,5 @@ class _Bar:
 
 @contextmanager
 def _progress() -> Iterator[_Bar]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, disable=hidden, transient=True) as progress:
+    with progress_bar() as progress:
         yield _Bar(progress)

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from unisolo.files import write_bytes
+from unisolo.progress import progress_bar
 
 __all__ = ["RunLogger"]
 
@@ -53,7 +54,7 @@ class RunLogger:
 
             self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=start_step + 1)
         if sys.stderr.isatty():
-            self._progress = _progress_bar()
+            self._progress = progress_bar("{task.description}")
             self._task = self._progress.add_task("train", total=total_steps, completed=start_step)
             self._progress.start()
 
@@ -127,20 +128,6 @@ def _forget_after(path: Path, step: int, evaluated: int) -> None:
         if row["step"] <= last:
             kept.append(line if line.endswith("\n") else line + "\n")
     write_bytes(path, "".join(kept).encode())
-
-
-def _progress_bar() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    return Progress(
-        "{task.description}",
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
 
 
 def _duration(seconds: float) -> str:
