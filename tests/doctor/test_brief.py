@@ -8,7 +8,7 @@ import pytest
 from faults import FAULTS, Copy
 from hostile import plant_hostile_values
 
-from unisolo.config import Config, ConfigError
+from unisolo.config import Config, ConfigError, load_config
 from unisolo.data.images import read_image
 from unisolo.doctor import brief
 
@@ -84,3 +84,9 @@ def test_the_tree_is_not_changed(copy: Copy, settings: Settings) -> None:
     brief(settings(copy.root))
     assert path.read_bytes() == before
     json.loads(before)
+
+
+def test_a_reader_of_the_users_own_has_files_of_its_own(tmp_path: Path) -> None:
+    own = load_config(None, values={"data": {"root": tmp_path, "dataset": "squares"}})
+    assert brief(own) == []  # of a COCO folder it would say that the annotations are missing
+    assert brief(settings(tmp_path))

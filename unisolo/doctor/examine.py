@@ -20,6 +20,8 @@ from unisolo.tasks import get_task
 
 __all__ = ["Report", "brief", "examine"]
 
+_COCO_READERS = ("auto", "coco_instance", "coco_panoptic")
+
 
 @dataclass(frozen=True)
 class Report:
@@ -123,11 +125,14 @@ def brief(config: Config, *, split: str | None = None) -> list[str]:
         split: The split; None = `data.train_split`.
 
     Returns:
-        A sentence per kind of error or warning, the worst first; empty = nothing found.
+        A sentence per kind of error or warning, the worst first; empty = nothing found, or
+        `data.dataset` names a reader of the user's own, whose files are not known here.
 
     Raises:
         ConfigError: If `data.root` is not set, or no folder.
     """
+    if config.data.dataset not in _COCO_READERS:
+        return []
     root = _root(config)
     log = Findings(root)
     layout = CocoLayout(root, config.data.train_split if split is None else split)

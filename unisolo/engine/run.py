@@ -220,7 +220,7 @@ def holds_run(out: Path) -> bool:
 
 def remove_run(out: Path) -> None:
     """Remove what an earlier run wrote, and only that: the folder may hold the user's data."""
-    for name in _FILES:
+    for name in (*_FILES, "report.html"):  # an evaluation's folder has a report too, and no run
         (out / name).unlink(missing_ok=True)
     for path in out.glob("nonfinite_step*.pt"):
         path.unlink()

@@ -107,9 +107,7 @@ def train(
                 "--overwrite to replace it, or another train.out"
             )
         seed_all(config.train.seed)
-        # A reader of the user's own (see DATASETS) has files that the doctor does not know.
-        in_coco_layout = config.data.dataset in ("auto", "coco_instance", "coco_panoptic")
-        if world.is_main and config.data.root is not None and in_coco_layout:
+        if world.is_main and config.data.root is not None:
             for sentence in brief(config):  # all faults; the readers below stop at the first
                 print(sentence, file=sys.stderr, flush=True)
                 noted.append(sentence)
@@ -122,7 +120,6 @@ def train(
             del state  # it holds a second copy of weights and optimiser
         elif world.is_main:
             remove_run(config.train.out)
-            (config.train.out / "report.html").unlink(missing_ok=True)
         with RunLogger(
             config.train.out,
             total_steps=run.total_steps,
