@@ -86,7 +86,7 @@ def test_the_tree_is_not_changed(copy: Copy, settings: Settings) -> None:
     json.loads(before)
 
 
-def test_a_reader_of_the_users_own_has_files_of_its_own(tmp_path: Path) -> None:
+def test_a_reader_of_the_users_own_has_files_of_its_own(settings: Settings, tmp_path: Path) -> None:
     own = load_config(None, values={"data": {"root": tmp_path, "dataset": "squares"}})
     assert brief(own) == []  # of a COCO folder it would say that the annotations are missing
     assert brief(settings(tmp_path))
