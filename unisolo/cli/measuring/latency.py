@@ -1,34 +1,23 @@
-"""Commands that measure this package on this machine."""
+"""`benchmark latency`: every engine on a processor."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from unisolo.cli.common import MODELS, OUTPUT, DebugOption, app, examples, friendly, parse_size
+from unisolo.cli.common import OUTPUT, DebugOption, examples, friendly, parse_size
+from unisolo.cli.measuring.app import CONFIGS, JsonFileOption, benchmark, show
 from unisolo.cli.telling import remark
 
-__all__ = ["benchmark", "latency"]
+__all__ = ["latency"]
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LATENCY_MODELS = (
     "coco_instance_light448_r18.yaml",
     "coco_instance_light448_r50.yaml",
     "small_efficientnet_lite0_512.yaml",
 )
-
-benchmark = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich"
-)
-app.add_typer(benchmark, name="benchmark", rich_help_panel=MODELS)
-
-
-@benchmark.callback()
-def main() -> None:
-    """Measure this package on this machine."""
 
 
 @benchmark.command(
@@ -67,19 +56,13 @@ def latency(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    json_file: Annotated[
-        str | None,
-        typer.Option(
-            "--json", help="Write the figures to this file; - prints them.", rich_help_panel=OUTPUT
-        ),
-    ] = None,
+    json_file: JsonFileOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Time from the image tensor to the instances, of every engine, with random weights."""
     from unisolo.benchmark.engines import ENGINES
     from unisolo.benchmark.latency import measure_latency
-    from unisolo.benchmark.tables import latency_table, machine_lines
-    from unisolo.files import write_json
+    from unisolo.benchmark.tables import latency_table
 
     pair = None if size is None else parse_size(size, "--size")
     if pair is not None and any(side < 32 or side % 32 for side in pair):
@@ -98,12 +81,7 @@ def latency(
     except RuntimeError as error:  # a measuring process failed; its last line is in the message
         remark(f"error: {error}", "red")
         raise typer.Exit(1) from None
-    if json_file == "-":
-        typer.echo(json.dumps(report.to_json(), indent=2))
-        return
-    if json_file is not None:
-        write_json(Path(json_file), report.to_json())
-    typer.echo(f"{machine_lines(report.machine)}\n\n{latency_table(report)}")
+    show(report.to_json(), latency_table(report), json_file)
 
 
 def _own_models() -> list[Path]:

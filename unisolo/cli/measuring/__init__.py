@@ -1,0 +1,8 @@
+"""Commands that measure this package on this machine: one file each."""
+
+from __future__ import annotations
+
+from unisolo.cli.measuring.app import benchmark
+from unisolo.cli.measuring.latency import latency
+
+__all__ = ["benchmark", "latency"]
