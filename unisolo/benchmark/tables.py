@@ -10,13 +10,36 @@ __all__ = ["latency_table", "machine_lines"]
 
 
 def machine_lines(machine: dict[str, Any]) -> str:
-    """Say in two lines what was measured on; see `describe_machine`."""
+    """Say in two or three lines what was measured on; see `describe_machine`."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     flags = " ".join(machine["flags"]) or "none of those looked for"
-    return (
+    lines = [
         f"{machine['cpu']} ({machine['family'] or 'family unknown'}), {machine['cores']} cores, "
-        f"{flags}, {machine['system']}\n{versions}"
-    )
+        f"{flags}, {machine['system']}"
+    ]
+    if machine["gpu"] is not None:
+        lines.append(_gpu_line(machine["gpu"]))
+    return "\n".join([*lines, versions])
+
+
+def _gpu_line(gpu: dict[str, Any]) -> str:
+    told = [
+        f"{words} {gpu[name]}"
+        for name, words in (
+            ("driver", "driver"),
+            ("max_clock", "SM at most"),
+            ("power_limit", "power limit"),
+        )
+        if name in gpu
+    ]
+    facts = [
+        f"{gpu['multiprocessors']} SM",
+        f"{gpu['memory_gib']} GiB",
+        f"compute capability {gpu['capability']}",
+        f"CUDA {gpu['cuda']}",
+        *told,
+    ]
+    return f"{gpu['name']}: {', '.join(facts)}"
 
 
 def latency_table(report: LatencyReport) -> str:
