@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from unisolo.cli.measuring.app import benchmark
+from unisolo.cli.measuring.evaluate import evaluate
 from unisolo.cli.measuring.latency import latency
 
-__all__ = ["benchmark", "latency"]
+__all__ = ["benchmark", "evaluate", "latency"]
