@@ -51,13 +51,13 @@ class ReferenceInstances(NamedTuple):
     Attributes:
         scores: [M] float32, after decay.
         labels: [M] int64.
-        index: [M] int64, which candidate each was.
+        cells: [M] int64, the grid cell of each.
         mask_probs: [M, h, w] float32, soft masks at stride 4 of the padded input.
     """
 
     scores: Tensor
     labels: Tensor
-    index: Tensor
+    cells: Tensor
     mask_probs: Tensor
 
 
@@ -125,19 +125,19 @@ def reference_instances(
     masks = soft > mask_threshold
     areas = masks.sum((1, 2)).float()
     large = areas > candidates.min_areas
-    index = large.nonzero().squeeze(1)
     soft, masks, areas = soft[large], masks[large], areas[large]
     scores, labels = candidates.scores[large], candidates.labels[large]
+    cells = candidates.cells[large]
     scores = scores * ((soft * masks.float()).sum((1, 2)) / areas)
     # Stable, which the published codes are not: with exact ties their order is unspecified.
     order = scores.argsort(descending=True, stable=True)[:pre_nms]
     soft, masks, areas = soft[order], masks[order], areas[order]
-    scores, labels, index = scores[order], labels[order], index[order]
+    scores, labels, cells = scores[order], labels[order], cells[order]
     scores = reference_nms(masks.float(), labels, scores, areas, sigma=sigma)
     keep = scores >= update_threshold
-    soft, scores, labels, index = soft[keep], scores[keep], labels[keep], index[keep]
+    soft, scores, labels, cells = soft[keep], scores[keep], labels[keep], cells[keep]
     order = scores.argsort(descending=True, stable=True)[:max_instances]
-    return ReferenceInstances(scores[order], labels[order], index[order], soft[order])
+    return ReferenceInstances(scores[order], labels[order], cells[order], soft[order])
 
 
 def reference_nms(
@@ -222,7 +222,7 @@ def reference_select(
         max_instances: See `reference_instances`.
 
     Returns:
-        Instances of each image; `index` counts the candidates that passed.
+        Instances of each image.
     """
     return [
         reference_instances(
