@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Any
 
 import torch
 import triton
@@ -13,6 +15,7 @@ from torch import Tensor
 
 __all__ = [
     "as_pixels",
+    "jit",
     "multiprocessors",
     "on_device_of",
     "popcount",
@@ -20,12 +23,15 @@ __all__ = [
     "tanh",
 ]
 
+jit: Callable[[Callable[..., Any]], Any] = triton.jit
+"""`triton.jit` with a type, which it has not itself."""
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton's emulator runs the kernels on the CPU, one program at a time; it knows no assembly."""
 
 if INTERPRETED:
 
-    @triton.jit
+    @jit
     def popcount(words):  # type: ignore[no-untyped-def]
         """Count the set bits of each int32."""
         bits = words.to(tl.uint32, bitcast=True)  # unsigned: shifts bring in zeros
@@ -35,21 +41,21 @@ if INTERPRETED:
         bits = (bits & 0x00FF00FF) + ((bits >> 8) & 0x00FF00FF)
         return ((bits & 0xFFFF) + (bits >> 16)).to(tl.int32)
 
-    @triton.jit
+    @jit
     def tanh(values):  # type: ignore[no-untyped-def]
         """Hyperbolic tangent of float32 within 5e-4."""
         return 1.0 - 2.0 / (tl.exp(2.0 * values) + 1.0)
 
 else:
 
-    @triton.jit
+    @jit
     def popcount(words):  # type: ignore[no-untyped-def]
         """Count the set bits of each int32."""
         return tl.inline_asm_elementwise(
             "popc.b32 $0, $1;", "=r,r", [words], dtype=tl.int32, is_pure=True, pack=1
         )
 
-    @triton.jit
+    @jit
     def tanh(values):  # type: ignore[no-untyped-def]
         """Hyperbolic tangent of float32 within 5e-4: one instruction, and exactly 0 at 0."""
         return tl.inline_asm_elementwise(

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unisolo.ops.kernels.launch import on_device_of, popcount, round_up
+from unisolo.ops.kernels.launch import jit, on_device_of, popcount, round_up
 
 __all__ = ["BLOCK_WORDS", "WORDS_MULTIPLE", "PackedMasks", "pack_masks", "unpack_masks", "words_of"]
 
@@ -66,14 +66,12 @@ def pack_masks(masks: Tensor) -> PackedMasks:
     batch_size, num_masks, num_pixels = masks.shape
     masks = masks.contiguous()
     num_words = words_of(num_pixels)
-    per_mask = {"size": (batch_size, num_masks), "device": masks.device}
-    packed = PackedMasks(
-        bits=torch.empty(batch_size, num_masks, num_words, dtype=torch.int32, device=masks.device),
-        areas=torch.empty(**per_mask, dtype=torch.int32),
-        maskness=torch.empty(**per_mask, dtype=torch.float32),
-        first=torch.empty(**per_mask, dtype=torch.int32),
-        last=torch.empty(**per_mask, dtype=torch.int32),
+    bits = torch.empty(batch_size, num_masks, num_words, dtype=torch.int32, device=masks.device)
+    areas, first, last = torch.empty(
+        3, batch_size, num_masks, dtype=torch.int32, device=masks.device
     )
+    maskness = torch.empty(batch_size, num_masks, dtype=torch.float32, device=masks.device)
+    packed = PackedMasks(bits, areas, maskness, first, last)
     with on_device_of(masks):
         _pack[(batch_size * num_masks,)](
             masks.view(torch.uint8),
@@ -111,7 +109,7 @@ def unpack_masks(packed: PackedMasks, size: tuple[int, int], *, interleaved: boo
     return flat.reshape(*bits.shape[:2], height, width).bool()
 
 
-@triton.jit
+@jit
 def _pack(  # type: ignore[no-untyped-def]
     masks_ptr,
     bits_ptr,
