@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unisolo.ops.backend import backend_for
 from unisolo.ops.boxes import masks_to_boxes
 
 __all__ = [
     "CHUNK_PIXELS",
     "UpsampledMasks",
+    "check_frames",
     "full_precision",
     "mask_intersections",
     "pack_bits",
@@ -154,7 +156,7 @@ def mask_intersections(masks: Tensor, *, chunk_pixels: int | None = CHUNK_PIXELS
     """Count the pixels that every two masks share.
 
     Args:
-        masks: [N, P] or [B, N, P] bool.
+        masks: [N, P] or [B, N, P] bool; or uint8, 8 pixels to a byte as `pack_bits` gives them.
         chunk_pixels: Mask pixels turned to float at a time; changes memory, never the result.
             None = all, for at most 2**24 pixels per mask.
 
@@ -163,27 +165,56 @@ def mask_intersections(masks: Tensor, *, chunk_pixels: int | None = CHUNK_PIXELS
         that the nearest float.
 
     Raises:
-        ValueError: If `masks` is not bool of rank 2 or 3.
+        ValueError: If `masks` is neither bool nor uint8, or not of rank 2 or 3.
     """
-    if masks.dtype != torch.bool or masks.ndim not in (2, 3):
+    if masks.dtype not in (torch.bool, torch.uint8) or masks.ndim not in (2, 3):
         raise ValueError(
-            f"mask_intersections needs bool masks [N, P], got {masks.dtype} {list(masks.shape)}"
+            "mask_intersections needs bool or packed masks [N, P], "
+            f"got {masks.dtype} {list(masks.shape)}"
         )
     # Zeros and ones are exact in every float format (TF32 too) and a float32 sum of at most 2**24
     # of them is exact; the parts are added as integers.
     with full_precision(masks.device):
         if chunk_pixels is None:
-            whole = masks.float()
+            whole = _pixels(masks)
             return whole @ whole.mT
         num_rows = math.prod(masks.shape[:-1])
         chunk_pixels = min(chunk_pixels, max(1, num_rows) * 2**24)
         counts = torch.zeros(
             *masks.shape[:-1], masks.shape[-2], dtype=torch.int64, device=masks.device
         )
-        for columns in row_chunks(masks.shape[-1], num_rows, chunk_pixels):
-            part = masks[..., columns].float()
+        column_size = num_rows if masks.dtype == torch.bool else 8 * num_rows
+        for columns in row_chunks(masks.shape[-1], column_size, chunk_pixels):
+            part = _pixels(masks[..., columns])
             counts += (part @ part.mT).to(torch.int64)
     return counts.float()
+
+
+def _pixels(masks: Tensor) -> Tensor:
+    """Bool or packed masks as zeros and ones in float32."""
+    if masks.dtype == torch.uint8:
+        masks = unpack_bits(masks, 8 * masks.shape[-1])
+    return masks.float()
+
+
+def check_frames(
+    maps: Tensor, *, padded_size: tuple[int, int], input_size: tuple[int, int]
+) -> None:
+    """Refuse what `resize_to_original` and its twins cannot resize.
+
+    Raises:
+        ValueError: If `maps` is not float of rank 3, or the valid part exceeds the padded size.
+    """
+    if maps.ndim != 3 or not maps.is_floating_point():
+        raise ValueError(
+            f"resize_to_original needs float maps [K, h, w], got {maps.dtype} {list(maps.shape)}"
+        )
+    height, width = input_size
+    if not (0 < height <= padded_size[0] and 0 < width <= padded_size[1]):
+        raise ValueError(
+            f"input_size {input_size} must be positive and inside padded_size {padded_size}; "
+            "both are (H, W)"
+        )
 
 
 def resize_to_original(
@@ -210,19 +241,10 @@ def resize_to_original(
     Raises:
         ValueError: If `maps` is not of rank 3, or the valid part exceeds the padded size.
     """
-    if maps.ndim != 3 or not maps.is_floating_point():
-        raise ValueError(
-            f"resize_to_original needs float maps [K, h, w], got {maps.dtype} {list(maps.shape)}"
-        )
-    height, width = input_size
-    if not (0 < height <= padded_size[0] and 0 < width <= padded_size[1]):
-        raise ValueError(
-            f"input_size {input_size} must be positive and inside padded_size {padded_size}; "
-            "both are (H, W)"
-        )
+    check_frames(maps, padded_size=padded_size, input_size=input_size)
     # Maps go as the batch, not the channels: a batch of 0 is allowed, 0 channels are not.
     padded = F.interpolate(maps.float().unsqueeze(1), padded_size, mode="bilinear")
-    valid = padded[..., :height, :width]
+    valid = padded[..., : input_size[0], : input_size[1]]
     return F.interpolate(valid, orig_size, mode="bilinear").squeeze(1)
 
 
@@ -257,6 +279,17 @@ def upsample_masks(
     Raises:
         ValueError: As `resize_to_original`.
     """
+    if backend_for(mask_probs.device) == "triton":
+        from unisolo.ops.kernels.upsample import upsample_masks as twin
+
+        return twin(
+            mask_probs,
+            padded_size=padded_size,
+            input_size=input_size,
+            orig_size=orig_size,
+            threshold=threshold,
+            chunk_pixels=chunk_pixels,
+        )
     num_masks = mask_probs.shape[0]
     height, width = orig_size
     device = mask_probs.device

@@ -7,14 +7,22 @@ dimension B, a batch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unisolo.ops.masks import CHUNK_PIXELS, full_precision, row_chunks
-from unisolo.ops.matrix_nms import NmsKernel, matrix_nms
+from unisolo.ops.masks import (
+    CHUNK_PIXELS,
+    full_precision,
+    mask_intersections,
+    pack_bits,
+    popcount,
+    row_chunks,
+)
+from unisolo.ops.matrix_nms import NmsKernel, decay_factors
 from unisolo.ops.ranking import pick, rank
 from unisolo.ops.stages import NUM_TOP, stage_counts, top_pairs
 from unisolo.structures import GridSpec, Instances, Outputs
@@ -50,7 +58,7 @@ class CandidateMasks(NamedTuple):
     """Masks of the candidates of an image, at stride 4 of the padded input.
 
     Attributes:
-        masks: [n, h, w] or [B, n, h, w] bool.
+        masks: [n, h, w] or [B, n, h, w] bool; or packed, [..., n, h, ceil(w / 8)] uint8.
         areas: [n] or [B, n] int64, pixels.
         maskness: Likewise, float32: mean probability inside the mask; 0 for an empty mask.
     """
@@ -81,10 +89,10 @@ def select_instances(
     function exports. Exact ties go to the earlier index (see `unisolo.ops.ranking.rank`).
 
     Memory, with n = min(max_candidates, L * C), besides the result [B, K, h, w] in float32: for
-    one image at a time the bool masks of n candidates (twice while they are joined or sorted), a
-    float32 copy of the mask features and K soft masks; a few float tensors of `chunk_pixels`
-    values; the L * C probabilities. Nothing grows with the number of pairs above the threshold,
-    and soft masks of all candidates never exist at once.
+    one image at a time the packed masks of n candidates, n * h * w / 8 bytes, and those that enter
+    Matrix NMS once more; a few float tensors of `chunk_pixels` values (about 16 bytes a value);
+    some n * n tables; a few times the L * C logits. Nothing grows with the number of pairs above
+    the threshold, and neither float nor bool masks of all candidates ever exist at once.
 
     Args:
         outputs: Raw outputs of the model, any floating dtype; computed on in float32.
@@ -107,54 +115,51 @@ def select_instances(
         ValueError: If the outputs do not fit the grid, or a setting is out of range.
     """
     _check(outputs, grid, score_threshold, mask_threshold, max_candidates, pre_nms, max_instances)
-    strides = _cell_strides(grid, outputs.kernels.device)
-    all_probs = category_probs(outputs.category_logits.detach(), grid)
-    every = outputs.kernels.shape[0]
-    groups = [slice(None)] if chunk_pixels is None else [slice(n, n + 1) for n in range(every)]
+    logits, kernels, features = (field.detach() for field in outputs[:3])
+    strides = _cell_strides(grid, kernels.device)
+    groups = (
+        [slice(None)] if chunk_pixels is None else [slice(n, n + 1) for n in range(len(logits))]
+    )
     selected = []
     for images in groups:
-        probs, kernels = all_probs[images], outputs.kernels.detach()[images]
-        features = outputs.mask_features.detach()[images].float()  # once, not per chunk
+        probs = category_probs(logits[images], grid)
         # Sorted before the threshold, so that the best pairs are known even if none passes it.
         ranked = top_candidates(
             probs, score_threshold=0.0, max_candidates=max(max_candidates, NUM_TOP)
         )
         candidates = _passing(ranked, score_threshold, max_candidates)
         made = candidate_masks(
-            pick(kernels, candidates.cells),
-            features,
+            pick(kernels[images], candidates.cells),
+            features[images],
             mask_threshold=mask_threshold,
             chunk_pixels=chunk_pixels,
         )
         min_areas = strides[candidates.cells]
+        large = made.areas > min_areas
         entered, masks = nms_inputs(candidates, made, min_areas=min_areas, pre_nms=pre_nms)
-        decayed = matrix_nms(
-            masks,
-            entered.labels,
-            entered.scores,
-            kernel=nms_kernel,
-            sigma=nms_sigma,
-            chunk_pixels=chunk_pixels,
+        del made  # the masks in order are a copy: not both of them while pairs are counted
+        shared = mask_intersections(masks.flatten(-2), chunk_pixels=chunk_pixels)
+        del masks
+        decayed = entered.scores * decay_factors(
+            shared, entered.labels, entered.scores, kernel=nms_kernel, sigma=nms_sigma
         )
         best, valid = keep_best(
             entered, decayed, update_threshold=update_threshold, max_instances=max_instances
         )
-        soft = _soft_masks(pick(kernels, best.cells), features)
         counts = stage_counts(
             probs,
             score_threshold=score_threshold,
             candidates=candidates.scores,
-            large=made.areas > min_areas,
+            large=large,
             entered=entered.scores,
             decayed=decayed,
             update_threshold=update_threshold,
             valid=valid,
         )
-        soft = torch.where(valid[..., None, None], soft, 0)
-        selected.append((*best, valid, soft, counts, *top_pairs(ranked.scores, ranked.labels)))
-    if len(selected) == 1:
-        return Instances(*selected[0])
-    return Instances(*(torch.cat(field) for field in zip(*selected, strict=True)))
+        selected.append((*best, valid, counts, *top_pairs(ranked.scores, ranked.labels)))
+    scores, labels, cells, valid, *facts = (_joined(field) for field in zip(*selected, strict=True))
+    soft = _kept_masks(pick(kernels, cells), features, valid, chunk_pixels)
+    return Instances(scores, labels, cells, valid, soft, *facts)
 
 
 def points_nms(probs: Tensor) -> Tensor:
@@ -225,28 +230,36 @@ def candidate_masks(
     mask_features: Tensor,
     *,
     mask_threshold: float,
-    chunk_pixels: int | None = CHUNK_PIXELS,
+    chunk_pixels: int | None = None,
 ) -> CandidateMasks:
-    """Make the masks of all candidates by dynamic convolution, a chunk of candidates at a time.
+    """Make the masks of all candidates by dynamic convolution.
 
     Args:
         kernels: [n, E] or [B, n, E] floating, one 1 x 1 kernel per candidate.
         mask_features: [E, h, w] or [B, E, h, w] floating.
         mask_threshold: Strict.
-        chunk_pixels: Mask pixels in float at a time; None = all.
+        chunk_pixels: None = all at once, as bool masks. Else packed masks (`pack_bits`), made some
+            rows of the image at a time: as many as hold this many values in float.
 
     Returns:
-        Bool masks with areas and maskness.
+        Masks with areas and maskness.
     """
     if chunk_pixels is None:
         return _hard_masks(kernels, mask_features, mask_threshold)
     height, width = mask_features.shape[-2:]
-    chunks = list(row_chunks(kernels.shape[-2], height * width, chunk_pixels)) or [slice(0, 0)]
-    parts = [_hard_masks(kernels[..., rows, :], mask_features, mask_threshold) for rows in chunks]
-    if len(parts) == 1:
-        return parts[0]
-    masks, areas, maskness = zip(*parts, strict=True)
-    return CandidateMasks(torch.cat(masks, -3), torch.cat(areas, -1), torch.cat(maskness, -1))
+    rows_of_masks = (*kernels.shape[:-1], height)
+    device = kernels.device
+    packed = torch.empty(*rows_of_masks, (width + 7) // 8, dtype=torch.uint8, device=device)
+    areas = torch.empty(rows_of_masks, dtype=torch.int64, device=device)
+    # Summed row by row, so that the maskness does not depend on how many rows are made at a time.
+    inside = torch.empty(rows_of_masks, dtype=torch.float32, device=device)
+    for rows, soft in _soft_blocks(kernels, mask_features, chunk_pixels):
+        masks = soft > mask_threshold
+        packed[..., rows, :] = pack_bits(masks)
+        areas[..., rows] = popcount(packed[..., rows, :])
+        inside[..., rows] = torch.where(masks, soft, 0).sum(-1)
+    whole = areas.sum(-1)
+    return CandidateMasks(packed, whole, inside.sum(-1) / whole.clamp_min(1))
 
 
 def nms_inputs(
@@ -265,7 +278,7 @@ def nms_inputs(
         pre_nms: Upper bound of the number kept.
 
     Returns:
-        min(n, pre_nms) candidates by falling score, and their masks [..., h, w] bool.
+        min(n, pre_nms) candidates by falling score, and their masks, packed as they came.
     """
     scores = torch.where(made.areas > min_areas, candidates.scores * made.maskness, 0)
     scores, order = rank(scores, pre_nms)
@@ -310,11 +323,44 @@ def _hard_masks(kernels: Tensor, mask_features: Tensor, mask_threshold: float) -
     return CandidateMasks(masks, areas.long(), maskness)
 
 
+def _kept_masks(
+    kernels: Tensor, mask_features: Tensor, valid: Tensor, chunk_pixels: int | None
+) -> Tensor:
+    """Soft masks [B, K, h, w] of the kept; 0 in empty places."""
+    filled = valid[..., None, None]
+    if chunk_pixels is None:
+        return torch.where(filled, _soft_masks(kernels, mask_features), 0)
+    size = mask_features.shape[-2:]
+    whole = torch.empty(*valid.shape, *size, dtype=torch.float32, device=kernels.device)
+    for rows, soft in _soft_blocks(kernels, mask_features, chunk_pixels):
+        whole[..., rows, :] = torch.where(filled, soft, 0)
+    return whole
+
+
+def _soft_blocks(
+    kernels: Tensor, mask_features: Tensor, chunk_pixels: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield some rows of the image and all soft masks there, [..., n, rows, w].
+
+    Rows rather than candidates share out the work, so that every feature is read and turned to
+    float once, however many candidates there are.
+    """
+    height, width = mask_features.shape[-2:]
+    values = max(kernels.shape[:-1].numel(), mask_features.shape[:-2].numel())
+    for rows in row_chunks(height, width * values, chunk_pixels):
+        yield rows, _soft_masks(kernels, mask_features[..., rows, :])
+
+
 def _soft_masks(kernels: Tensor, mask_features: Tensor) -> Tensor:
     """Mask probabilities [..., n, h, w] float32 of kernels [..., n, E] over [..., E, h, w]."""
     with full_precision(kernels.device):
         logits = kernels.float() @ mask_features.float().flatten(-2)
-    return logits.sigmoid().reshape(*kernels.shape[:-1], *mask_features.shape[-2:])
+    return logits.sigmoid_().reshape(*kernels.shape[:-1], *mask_features.shape[-2:])
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    """One tensor of all images; a single part as it is, which leaves no trace in an export."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _cell_strides(grid: GridSpec, device: torch.device) -> Tensor:
