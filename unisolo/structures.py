@@ -5,6 +5,7 @@ Sizes are always (height, width). Boxes are xyxy, absolute pixels, half-open, fl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ __all__ = [
     "SIZE_DIVISOR",
     "STUFF_IGNORE",
     "Batch",
+    "CellTargets",
     "GridSpec",
     "ImageMeta",
     "Instances",
@@ -51,6 +53,25 @@ class ImageMeta:
     input_size: tuple[int, int]
 
 
+class CellTargets(NamedTuple):
+    """What the grid cells of one image are trained on (see `unisolo.losses.targets`).
+
+    Attributes:
+        labels: [L] int64, thing label of each cell; -1 = none, a negative cell.
+        cells: [P] int64, the cell of each mask that is trained.
+        objects: [P] int64, the object that is its target.
+        crowd: [Q, 2] int64, (cell, thing label) where a crowd region hides what is true.
+        blocks: [2 D, H / 4, W / 4] int16, the objects at stride 4, numbered as in
+            `Target.object_map`.
+    """
+
+    labels: Tensor
+    cells: Tensor
+    objects: Tensor
+    crowd: Tensor
+    blocks: Tensor
+
+
 @dataclass(frozen=True)
 class Target:
     """Ground truth of one image, in the frame of the model's input.
@@ -68,6 +89,7 @@ class Target:
             is never an object.
         stuff_map: [H, W] int16, or None where the data set has no stuff. Stuff index s (label
             minus num_things) is s; any thing is num_stuff ("other"); STUFF_IGNORE is not scored.
+        cells: The targets of the grid cells, where the loader has worked them out; else None.
     """
 
     labels: Tensor
@@ -75,22 +97,24 @@ class Target:
     object_map: Tensor
     crowd_map: Tensor
     stuff_map: Tensor | None = None
+    cells: CellTargets | None = None
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
         """Return a copy with every tensor on `device`."""
+        return self.each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=non_blocking)
-
+    def each(self, change: Callable[[Tensor], Tensor]) -> Target:
+        """Return a copy with every tensor changed."""
         return Target(
-            labels=move(self.labels),
-            boxes=move(self.boxes),
-            object_map=move(self.object_map),
-            crowd_map=move(self.crowd_map),
-            stuff_map=None if self.stuff_map is None else move(self.stuff_map),
+            labels=change(self.labels),
+            boxes=change(self.boxes),
+            object_map=change(self.object_map),
+            crowd_map=change(self.crowd_map),
+            stuff_map=None if self.stuff_map is None else change(self.stuff_map),
+            cells=None if self.cells is None else CellTargets(*map(change, self.cells)),
         )
 
 
@@ -140,17 +164,7 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Return a copy in page-locked memory (called by the data loader)."""
-        pinned = [
-            replace(
-                target,
-                labels=target.labels.pin_memory(),
-                boxes=target.boxes.pin_memory(),
-                object_map=target.object_map.pin_memory(),
-                crowd_map=target.crowd_map.pin_memory(),
-                stuff_map=None if target.stuff_map is None else target.stuff_map.pin_memory(),
-            )
-            for target in self.targets
-        ]
+        pinned = [target.each(lambda tensor: tensor.pin_memory()) for target in self.targets]
         return replace(self, images=self.images.pin_memory(), targets=tuple(pinned))
 
 

@@ -6,27 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from unisolo.losses.assign import (
-    Assignment,
-    assign_grid,
-    block_objects,
-    cell_owners,
-    crowd_cells,
-    masks_from_blocks,
-    object_statistics,
-)
-from unisolo.losses.assign import one_object_per_cell as keep_one_object_per_cell
-from unisolo.losses.functional import dice_loss, sigmoid_focal_loss
-from unisolo.structures import MASK_STRIDE, GridSpec, Outputs, Target
+from unisolo.losses.dice import dynamic_dice_sum
+from unisolo.losses.functional import sigmoid_focal_loss
+from unisolo.losses.targets import MAX_POSITIVES, with_cell_targets
+from unisolo.structures import MASK_STRIDE, CellTargets, GridSpec, Outputs, Target
 
 __all__ = ["MAX_POSITIVES", "LossOptions", "loss_counts", "solo_losses"]
-
-MAX_POSITIVES = 2000
-"""Default of the most (cell, object) pairs whose masks one image trains."""
 
 
 class LossOptions(TypedDict, total=False):
@@ -58,6 +45,8 @@ def solo_losses(
     Args:
         outputs: Raw outputs for B images.
         targets: B targets on the same device, maps padded to 4 times the mask features' size.
+            Those that come with `cells` (made with the same options) are taken at their word, and
+            nothing here waits for a GPU; else the cells' targets are worked out first.
         grid: The model's grids.
         one_object_per_cell: Train each kernel on one mask. False = the reference: a shared cell is
             trained on every object that claims it.
@@ -78,12 +67,11 @@ def solo_losses(
     height, width = outputs.mask_features.shape[-2:]
     image_size = (MASK_STRIDE * height, MASK_STRIDE * width)
     _check_shapes(outputs, targets, grid, image_size)
-    assignments = _assign(targets, grid, image_size, one_object_per_cell)
-    thinned = [_thinned(assignment, max_positives) for assignment in assignments]
+    cells = _cells(targets, grid, image_size, one_object_per_cell, max_positives)
     if counts is None:
-        counts = _counts(assignments, thinned, grid)
-    category = _category_loss_sum(outputs.category_logits, targets, assignments, grid)
-    masks = _mask_loss_sum(outputs, targets, thinned, max_pixels)
+        counts = _counts(cells)
+    category = _category_loss_sum(outputs.category_logits, cells)
+    masks = _mask_loss_sum(outputs, cells, max_pixels)
     return {
         "loss_category": category / (counts["loss_category"] + 1),
         "loss_mask": masks / counts["loss_mask"].clamp(min=1),
@@ -114,42 +102,29 @@ def loss_counts(
     Returns:
         "loss_category": positive cells; "loss_mask": (cell, object) pairs. Both int64 scalars.
     """
-    assignments = _assign(targets, grid, image_size, one_object_per_cell)
-    thinned = [_thinned(assignment, max_positives) for assignment in assignments]
-    return _counts(assignments, thinned, grid)
+    return _counts(_cells(targets, grid, image_size, one_object_per_cell, max_positives))
 
 
-def _assign(
-    targets: Sequence[Target], grid: GridSpec, image_size: tuple[int, int], one_object: bool
-) -> list[Assignment]:
-    assignments = []
-    for target in targets:
-        centers, areas = object_statistics(target.object_map, len(target))
-        assignment = assign_grid(target.boxes, centers, areas, grid, image_size)
-        if one_object:
-            assignment = keep_one_object_per_cell(assignment, centers, grid, image_size)
-        assignments.append(assignment)
-    return assignments
+def _cells(
+    targets: Sequence[Target],
+    grid: GridSpec,
+    image_size: tuple[int, int],
+    one_object: bool,
+    max_positives: int,
+) -> list[CellTargets]:
+    filled = with_cell_targets(
+        targets, grid, image_size, one_object_per_cell=one_object, max_positives=max_positives
+    )
+    return [target.cells for target in filled if target.cells is not None]
 
 
-def _thinned(assignment: Assignment, at_most: int) -> Assignment:
-    """Keep evenly spaced pairs: they are ordered by level and object, so every object keeps some.
-
-    No random draw, so that a run stays repeatable whatever the number of processes.
-    """
-    total = len(assignment.cells)
-    if total <= at_most:
-        return assignment
-    kept = torch.arange(at_most, device=assignment.cells.device) * total // at_most
-    return Assignment(*(values[kept] for values in assignment))
-
-
-def _counts(
-    assignments: Sequence[Assignment], thinned: Sequence[Assignment], grid: GridSpec
-) -> dict[str, Tensor]:
-    owners = torch.stack([cell_owners(assignment, grid.num_cells) for assignment in assignments])
-    pairs = sum(len(assignment.cells) for assignment in thinned)
-    return {"loss_category": (owners >= 0).sum(), "loss_mask": owners.new_tensor(pairs)}
+def _counts(cells: Sequence[CellTargets]) -> dict[str, Tensor]:
+    labels = torch.stack([image.labels for image in cells])
+    pairs = sum(len(image.cells) for image in cells)  # of shapes, which no device is asked for
+    return {
+        "loss_category": (labels >= 0).sum(),
+        "loss_mask": torch.full((), pairs, dtype=torch.int64, device=labels.device),
+    }
 
 
 def _check_shapes(
@@ -170,62 +145,30 @@ def _check_shapes(
                 )
 
 
-def _category_loss_sum(
-    logits: Tensor, targets: Sequence[Target], assignments: Sequence[Assignment], grid: GridSpec
-) -> Tensor:
-    num_things = logits.shape[-1]
-    labels = torch.stack(
-        [
-            # Owner -1 (none) picks the label that was appended, which no category has.
-            F.pad(target.labels, (0, 1), value=-1)[cell_owners(assignment, grid.num_cells)]
-            for target, assignment in zip(targets, assignments, strict=True)
-        ]
-    )
+def _category_loss_sum(logits: Tensor, cells: Sequence[CellTargets]) -> Tensor:
+    _, num_cells, num_things = logits.shape
+    labels = torch.stack([image.labels for image in cells])
     positive = labels[..., None] == torch.arange(num_things, device=logits.device)
-    crowd = torch.stack([crowd_cells(target.crowd_map, grid, num_things) for target in targets])
-    return sigmoid_focal_loss(logits, positive).masked_fill(crowd & ~positive, 0).sum()
+    hidden = torch.zeros_like(positive)
+    crowd = [
+        (number * num_cells + image.crowd[:, 0]) * num_things + image.crowd[:, 1]
+        for number, image in enumerate(cells)
+        if len(image.crowd)
+    ]
+    if crowd:
+        hidden.view(-1).index_fill_(0, torch.cat(crowd), True)
+    return sigmoid_focal_loss(logits, positive).masked_fill(hidden & ~positive, 0).sum()
 
 
-def _mask_loss_sum(
-    outputs: Outputs,
-    targets: Sequence[Target],
-    assignments: Sequence[Assignment],
-    max_pixels: int,
-) -> Tensor:
-    features = outputs.mask_features
-    pairs_per_chunk = max(1, max_pixels // features[0, 0].numel())
-    sums = []
-    for kernels, feature, target, assignment in zip(
-        outputs.kernels, features, targets, assignments, strict=True
-    ):
-        blocks = block_objects(target.object_map)
-        # Without pairs there is one empty chunk: its sum is 0 and still ties the branches to the
-        # loss, which data-parallel training needs.
-        for cells, objects in zip(
-            torch.split(assignment.cells, pairs_per_chunk),
-            torch.split(assignment.objects, pairs_per_chunk),
-            strict=True,
-        ):
-            # Recomputed in the backward pass: one more small matmul instead of keeping pairs x
-            # pixels in float32 for the whole batch.
-            sums.append(
-                checkpoint(
-                    _dice_sum,
-                    kernels[cells],
-                    feature,
-                    blocks,
-                    objects,
-                    use_reentrant=False,
-                    preserve_rng_state=False,
-                )
-            )
+def _mask_loss_sum(outputs: Outputs, cells: Sequence[CellTargets], max_pixels: int) -> Tensor:
+    # Images without pairs have a sum of 0 that still ties the branches to the loss, which
+    # data-parallel training needs.
+    sums = [
+        dynamic_dice_sum(
+            kernels[image.cells], feature, image.blocks, image.objects, max_pixels=max_pixels
+        )
+        for kernels, feature, image in zip(
+            outputs.kernels, outputs.mask_features, cells, strict=True
+        )
+    ]
     return torch.stack(sums).sum()
-
-
-def _dice_sum(kernels: Tensor, feature: Tensor, blocks: Tensor, objects: Tensor) -> Tensor:
-    """Return the summed dice loss of kernels [P, E] on feature [E, h, w] for objects [P]."""
-    # float32 also for the dynamic convolution: dice's gradient on one pixel is about
-    # 1 / (pixels x pairs), which half precision flushes to zero.
-    with torch.autocast(feature.device.type, enabled=False):
-        logits = kernels.float() @ feature.float().flatten(1)
-        return dice_loss(logits, masks_from_blocks(blocks, objects).flatten(1)).sum()

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["dice_loss", "sigmoid_focal_loss"]
+__all__ = ["DICE_EPS", "dice_loss", "sigmoid_focal_loss"]
 
-_DICE_EPS = 1e-3
+DICE_EPS = 1e-3
+"""Keeps the dice loss of an empty mask against an empty target finite."""
 
 
 def sigmoid_focal_loss(
@@ -70,5 +71,5 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     probs = logits.float().sigmoid()
     wanted = targets.float()
     overlap = (probs * wanted).sum(dim=1)
-    total = probs.square().sum(dim=1) + wanted.square().sum(dim=1) + 2 * _DICE_EPS
+    total = probs.square().sum(dim=1) + wanted.square().sum(dim=1) + 2 * DICE_EPS
     return 1 - 2 * overlap / total
