@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unisolo.ops.backend import backend_for
 from unisolo.ops.masks import CHUNK_PIXELS, mask_intersections
 
-__all__ = ["NmsKernel", "decay_factors", "matrix_nms"]
+__all__ = ["NmsKernel", "check_instances", "decay_factors", "matrix_nms"]
 
 NmsKernel = Literal["gaussian", "linear"]
 
@@ -51,6 +52,10 @@ def matrix_nms(
             f"matrix_nms needs bool masks [N, H, W], got {masks.dtype} {list(masks.shape)}; "
             "threshold soft masks first"
         )
+    if backend_for(masks.device) == "triton":
+        from unisolo.ops.kernels.nms import matrix_nms as twin
+
+        return twin(masks, labels, scores, kernel=kernel, sigma=sigma, chunk_pixels=chunk_pixels)
     intersections = mask_intersections(masks.flatten(-2), chunk_pixels=chunk_pixels)
     factors = decay_factors(intersections, labels, scores, kernel=kernel, sigma=sigma)
     return scores.float() * factors
@@ -83,7 +88,7 @@ def decay_factors(
     Raises:
         ValueError: On a wrong rank, dtype, length, kernel or sigma.
     """
-    _check(intersections, labels, scores, kernel, sigma)
+    check_instances(intersections.shape, labels, scores, kernel, sigma)
     if scores.shape[-1] == 0:  # a maximum over nothing is undefined
         return scores.float()
     areas = _diagonal(intersections)
@@ -116,9 +121,21 @@ def _precedes(scores: Tensor) -> Tensor:
     return (rows > columns) | ((rows == columns) & earlier)
 
 
-def _check(
-    intersections: Tensor, labels: Tensor, scores: Tensor, kernel: str, sigma: float
+def check_instances(
+    shape: torch.Size | tuple[int, ...], labels: Tensor, scores: Tensor, kernel: str, sigma: float
 ) -> None:
+    """Refuse what Matrix NMS cannot work on.
+
+    Args:
+        shape: Of the intersections, [..., N, N].
+        labels: [..., N] integer.
+        scores: [..., N] floating.
+        kernel: "gaussian" or "linear".
+        sigma: Above 0.
+
+    Raises:
+        ValueError: On a wrong rank, dtype, length, kernel or sigma.
+    """
     if kernel not in ("gaussian", "linear"):
         raise ValueError(f"unknown Matrix NMS kernel {kernel!r}: use 'gaussian' or 'linear'")
     if not sigma > 0:
@@ -132,8 +149,8 @@ def _check(
             f"Matrix NMS needs integer labels of the scores' shape {list(scores.shape)}, "
             f"got {labels.dtype} {list(labels.shape)}"
         )
-    if intersections.shape != (*scores.shape, scores.shape[-1]):
+    if shape != (*scores.shape, scores.shape[-1]):
         raise ValueError(
             f"Matrix NMS got {list(scores.shape)} scores for masks with "
-            f"{list(intersections.shape)} intersections: one score and label per mask"
+            f"{list(shape)} intersections: one score and label per mask"
         )

@@ -1,0 +1,272 @@
+"""Intersections of packed masks on the tensor cores: one-bit matrix products, in CUDA C.
+
+A matrix of masks times its transpose, with AND for the product and a count of bits for the sum, is
+the matrix of intersections. NVIDIA's tensor cores do this for 16 x 8 pairs and 256 pixels in one
+instruction (PTX ISA, `mma.m16n8k256 .b1 .and.popc`, compute capability 8.0), which Triton cannot
+express. The source below is compiled by NVRTC, a library that comes with torch, through a function
+of torch that is not public; where that is not to be had, `unisolo.ops.kernels.intersections` counts
+pair by pair instead.
+
+A warp makes a square of 32 x 32 pairs; four warps a tile of 64 x 64. Only tiles on and above the
+diagonal are made. The pixels are shared out among `splits` blocks, each of which adds its counts to
+the result: sums of integers, so the order of the additions does not show.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unisolo.ops.kernels.launch import multiprocessors, on_device_of
+from unisolo.ops.kernels.packed import BLOCK_WORDS, PackedMasks
+
+__all__ = [
+    "CHUNK",
+    "FORMULAS",
+    "NAME",
+    "STEPS",
+    "THREADS",
+    "TILE",
+    "cuda_source",
+    "mma_intersections",
+    "mma_kernel",
+]
+
+NAME = "mask_intersections"
+TILE = 64
+SIDE = 32
+THREADS = 128
+CHUNK = 16
+"""Words per mask and turn: one 16-byte load by each of the four lanes that share a row."""
+BLOCKS_PER_PROCESSOR = 3
+"""Blocks that a multiprocessor has registers for; the pixels are shared out to have as many."""
+
+CAPABILITIES = (8, 9)
+"""Major compute capabilities whose tensor cores have the instruction. For 10.0 it compiles too, but
+to a chain of ordinary ones."""
+
+STEPS = (("x", "y"), ("z", "w"))
+"""The instructions of a turn: which words of a lane's load are the low and the high 128 bits.
+
+The instruction wants words q and q + 4 of eight from lane q of a row; a lane has loaded words 4q to
+4q + 3. Both masks are read the same way, so pixels meet themselves whatever their order."""
+
+FORMULAS = {
+    # Where a warp's square begins inside the tile.
+    "warp_row": "(warp >> 1) * 32",
+    "warp_col": "(warp & 1) * 32",
+    # The PTX ISA's fragments of m16n8k256: lane = 4 * group + quarter.
+    "group": "lane >> 2",
+    "quarter": "lane & 3",
+    # Load number `part` of 4 of a lane, as a row (or column) of the square.
+    "load": "part * 8 + group",
+    # Result t of 4 of the 16 x 8 product (i, j), as a row and a column of the square.
+    "result_row": "i * 16 + (t >> 1) * 8 + group",
+    "result_col": "j * 8 + quarter * 2 + (t & 1)",
+    # The turns of one split of the turns from `low` up to `high`.
+    "begin": "low + (high - low) * split / splits",
+    "end": "low + (high - low) * (split + 1) / splits",
+}
+"""Index arithmetic of the kernel: C, and, with / as //, Python (the tests run it)."""
+
+# torch before 2.10 puts extern "C" before sources that do not begin with it.
+_SOURCE = r"""extern "C" __global__ void __launch_bounds__(%(threads)d, %(blocks)d) %(name)s(
+    const uint4* __restrict__ bits, const int* __restrict__ first, const int* __restrict__ last,
+    const long long* __restrict__ labels, const float* __restrict__ scores,
+    int* __restrict__ out, int count, int quads, int splits)
+{
+  if (blockIdx.y < blockIdx.x) return;
+  const unsigned all = 0xffffffffu;
+  const int none = 0x7fffffff;
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const int group = %(group)s, quarter = %(quarter)s;
+  const int image = blockIdx.z / splits, split = blockIdx.z %% splits;
+  const int row0 = blockIdx.x * %(tile)d + %(warp_row)s;
+  const int col0 = blockIdx.y * %(tile)d + %(warp_col)s;
+  bits += (size_t)image * count * quads;
+  out += (size_t)image * count * count;
+  first += image * count;
+  last += image * count;
+  labels += image * count;
+  scores += image * count;
+
+  // Each lane looks at one row and one column: does it take part, and where is it?
+  int row_first = none, row_last = -1, col_first = none, col_last = -1;
+  long long row_label = 0, col_label = 0;
+  const int row = row0 + lane, col = col0 + lane;
+  if (row < count && scores[row] > 0.0f && first[row] <= last[row]) {
+    row_first = first[row]; row_last = last[row]; row_label = labels[row];
+  }
+  if (col < count && scores[col] > 0.0f && first[col] <= last[col]) {
+    col_first = first[col]; col_last = last[col]; col_label = labels[col];
+  }
+  const unsigned rows = __ballot_sync(all, row_last >= 0);
+  const unsigned cols = __ballot_sync(all, col_last >= 0);
+  const int from = max(__reduce_min_sync(all, row_first), __reduce_min_sync(all, col_first));
+  const int to = min(__reduce_max_sync(all, row_last), __reduce_max_sync(all, col_last));
+  if (from > to) return;  // the same for the whole warp, and warps never wait for each other
+  const int low = from * %(block)d / %(chunk)d;
+  const int high = (to * %(block)d + %(block)d - 1) / %(chunk)d + 1;
+  const int begin = %(begin)s, end = %(end)s;
+
+  // Rows past the last one read the last one; their results are not stored.
+  const uint4* row_bits[4];
+  const uint4* col_bits[4];
+  #pragma unroll
+  for (int part = 0; part < 4; ++part) {
+    row_bits[part] = bits + (size_t)min(row0 + %(load)s, count - 1) * quads + quarter;
+    col_bits[part] = bits + (size_t)min(col0 + %(load)s, count - 1) * quads + quarter;
+  }
+  int sums[2][4][4] = {};
+  for (int turn = begin; turn < end; ++turn) {
+    uint4 a[4], b[4];
+    #pragma unroll
+    for (int part = 0; part < 4; ++part) {
+      a[part] = row_bits[part][turn * %(lanes)d];
+      b[part] = col_bits[part][turn * %(lanes)d];
+    }
+    #pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      #pragma unroll
+      for (int j = 0; j < 4; ++j) {
+%(products)s
+      }
+    }
+  }
+
+  long long row_labels[2][2], col_labels[4][2];
+  #pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    #pragma unroll
+    for (int t = 0; t < 4; t += 2)
+      row_labels[i][t >> 1] = __shfl_sync(all, row_label, %(result_row)s);
+  }
+  #pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    #pragma unroll
+    for (int t = 0; t < 2; ++t)
+      col_labels[j][t] = __shfl_sync(all, col_label, %(result_col)s);
+  }
+  #pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    #pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      #pragma unroll
+      for (int t = 0; t < 4; ++t) {
+        const int r = %(result_row)s, c = %(result_col)s;
+        const bool both = (rows >> r) & (cols >> c) & 1;
+        if (both && sums[i][j][t] != 0 && row_labels[i][t >> 1] == col_labels[j][t & 1]) {
+          atomicAdd(out + (size_t)(row0 + r) * count + col0 + c, sums[i][j][t]);
+          if (blockIdx.x != blockIdx.y)  // a tile on the diagonal is its own mirror image
+            atomicAdd(out + (size_t)(col0 + c) * count + row0 + r, sums[i][j][t]);
+        }
+      }
+    }
+  }
+}
+"""
+
+_PRODUCT = """\
+        asm volatile(
+          "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc "
+          "{{%0, %1, %2, %3}}, {{%4, %5, %6, %7}}, {{%8, %9}}, {{%0, %1, %2, %3}};"
+          : "+r"(sums[i][j][0]), "+r"(sums[i][j][1]), "+r"(sums[i][j][2]), "+r"(sums[i][j][3])
+          : "r"(a[2 * i].{low}), "r"(a[2 * i + 1].{low}),
+            "r"(a[2 * i].{high}), "r"(a[2 * i + 1].{high}), "r"(b[j].{low}), "r"(b[j].{high}));"""
+
+
+def cuda_source() -> str:
+    """Return the kernel's CUDA C, made from `FORMULAS` and the constants of this module."""
+    return _SOURCE % {
+        **{name: f"({formula})" for name, formula in FORMULAS.items()},
+        "name": NAME,
+        "threads": THREADS,
+        "blocks": BLOCKS_PER_PROCESSOR,
+        "tile": TILE,
+        "chunk": CHUNK,
+        "lanes": CHUNK // 4,
+        "block": BLOCK_WORDS,
+        "products": "\n".join(_PRODUCT.format(low=low, high=high) for low, high in STEPS),
+    }
+
+
+def mma_kernel(device: torch.device) -> Callable[..., None] | None:
+    """Compile the kernel for a device, once; a failure is warned of once.
+
+    Args:
+        device: Any; only CUDA devices have it.
+
+    Returns:
+        torch's launcher of the kernel, or None where it cannot be compiled.
+    """
+    if device.type != "cuda":
+        return None
+    return _compiled(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@cache
+def _compiled(index: int) -> Callable[..., None] | None:
+    if torch.cuda.get_device_capability(index)[0] not in CAPABILITIES:
+        return None  # nothing is missing: this GPU has no such instruction
+    compile_kernel: Any = getattr(torch.cuda, "_compile_kernel", None)
+    if compile_kernel is None:
+        reason = f"torch {torch.__version__} cannot compile CUDA C at run time (2.9 can)"
+    else:
+        try:
+            with torch.cuda.device(index):
+                launcher: Callable[..., None] = compile_kernel(cuda_source(), NAME)
+            return launcher
+        except Exception as error:  # a private function: what it raises is not promised
+            reason = f"{type(error).__name__}: {error}"
+    warnings.warn(
+        "mask intersections are counted pair by pair, which takes longer where masks are large and "
+        f"many: the kernel for tensor cores is not available on cuda:{index}: {reason}",
+        stacklevel=2,
+    )
+    return None
+
+
+def num_splits(num_masks: int, num_words: int, batch_size: int, num_processors: int) -> int:
+    """Return among how many blocks the pixels of a tile are shared out, to fill the GPU."""
+    tiles = -(-num_masks // TILE)
+    blocks = tiles * (tiles + 1) // 2 * batch_size
+    wanted = BLOCKS_PER_PROCESSOR * num_processors // max(1, blocks)
+    return max(1, min(wanted, num_words // CHUNK))
+
+
+def mma_intersections(
+    launch: Callable[..., None], packed: PackedMasks, labels: Tensor, scores: Tensor
+) -> Tensor:
+    """Count shared pixels with the kernel of `mma_kernel`.
+
+    Args:
+        launch: From `mma_kernel`, for the tensors' device.
+        packed: Masks of N candidates on a CUDA device.
+        labels: [B, N] int64, contiguous.
+        scores: [B, N] float32, contiguous.
+
+    Returns:
+        [B, N, N] int32, as `unisolo.ops.kernels.intersections.packed_intersections`.
+    """
+    batch_size, num_masks, num_words = packed.bits.shape
+    out = torch.zeros(
+        batch_size, num_masks, num_masks, dtype=torch.int32, device=packed.bits.device
+    )
+    if out.numel() == 0 or num_words == 0:
+        return out
+    splits = num_splits(num_masks, num_words, batch_size, multiprocessors(out.device))
+    tiles = -(-num_masks // TILE)
+    inputs = [packed.bits, packed.first, packed.last, labels, scores]
+    tensors = [*(tensor.contiguous() for tensor in inputs), out]
+    with on_device_of(out):
+        launch(
+            grid=(tiles, tiles, batch_size * splits),
+            block=(THREADS, 1, 1),
+            args=[*tensors, num_masks, num_words // 4, splits],
+        )
+    return out
