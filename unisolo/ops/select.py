@@ -7,21 +7,14 @@ dimension B, a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unisolo.ops.masks import (
-    CHUNK_PIXELS,
-    full_precision,
-    mask_intersections,
-    pack_bits,
-    popcount,
-    row_chunks,
-)
+from unisolo.ops.dynamic_masks import CandidateMasks, candidate_masks, kept_masks
+from unisolo.ops.masks import CHUNK_PIXELS, mask_intersections
 from unisolo.ops.matrix_nms import NmsKernel, decay_factors
 from unisolo.ops.ranking import pick, rank
 from unisolo.ops.stages import NUM_TOP, stage_counts, top_pairs
@@ -32,6 +25,7 @@ __all__ = [
     "Candidates",
     "candidate_masks",
     "category_probs",
+    "cell_strides",
     "keep_best",
     "nms_inputs",
     "points_nms",
@@ -52,20 +46,6 @@ class Candidates(NamedTuple):
     scores: Tensor
     labels: Tensor
     cells: Tensor
-
-
-class CandidateMasks(NamedTuple):
-    """Masks of the candidates of an image, at stride 4 of the padded input.
-
-    Attributes:
-        masks: [n, h, w] or [B, n, h, w] bool; or packed, [..., n, h, ceil(w / 8)] uint8.
-        areas: [n] or [B, n] int64, pixels.
-        maskness: Likewise, float32: mean probability inside the mask; 0 for an empty mask.
-    """
-
-    masks: Tensor
-    areas: Tensor
-    maskness: Tensor
 
 
 def select_instances(
@@ -116,7 +96,7 @@ def select_instances(
     """
     _check(outputs, grid, score_threshold, mask_threshold, max_candidates, pre_nms, max_instances)
     logits, kernels, features = (field.detach() for field in outputs[:3])
-    strides = _cell_strides(grid, kernels.device)
+    strides = cell_strides(grid, kernels.device)
     groups = (
         [slice(None)] if chunk_pixels is None else [slice(n, n + 1) for n in range(len(logits))]
     )
@@ -158,7 +138,7 @@ def select_instances(
         )
         selected.append((*best, valid, counts, *top_pairs(ranked.scores, ranked.labels)))
     scores, labels, cells, valid, *facts = (_joined(field) for field in zip(*selected, strict=True))
-    soft = _kept_masks(pick(kernels, cells), features, valid, chunk_pixels)
+    soft = kept_masks(pick(kernels, cells), features, valid, chunk_pixels=chunk_pixels)
     return Instances(scores, labels, cells, valid, soft, *facts)
 
 
@@ -225,43 +205,6 @@ def _passing(ranked: Candidates, score_threshold: float, max_candidates: int) ->
     return Candidates(torch.where(scores > score_threshold, scores, 0), labels, cells)
 
 
-def candidate_masks(
-    kernels: Tensor,
-    mask_features: Tensor,
-    *,
-    mask_threshold: float,
-    chunk_pixels: int | None = None,
-) -> CandidateMasks:
-    """Make the masks of all candidates by dynamic convolution.
-
-    Args:
-        kernels: [n, E] or [B, n, E] floating, one 1 x 1 kernel per candidate.
-        mask_features: [E, h, w] or [B, E, h, w] floating.
-        mask_threshold: Strict.
-        chunk_pixels: None = all at once, as bool masks. Else packed masks (`pack_bits`), made some
-            rows of the image at a time: as many as hold this many values in float.
-
-    Returns:
-        Masks with areas and maskness.
-    """
-    if chunk_pixels is None:
-        return _hard_masks(kernels, mask_features, mask_threshold)
-    height, width = mask_features.shape[-2:]
-    rows_of_masks = (*kernels.shape[:-1], height)
-    device = kernels.device
-    packed = torch.empty(*rows_of_masks, (width + 7) // 8, dtype=torch.uint8, device=device)
-    areas = torch.empty(rows_of_masks, dtype=torch.int64, device=device)
-    # Summed row by row, so that the maskness does not depend on how many rows are made at a time.
-    inside = torch.empty(rows_of_masks, dtype=torch.float32, device=device)
-    for rows, soft in _soft_blocks(kernels, mask_features, chunk_pixels):
-        masks = soft > mask_threshold
-        packed[..., rows, :] = pack_bits(masks)
-        areas[..., rows] = popcount(packed[..., rows, :])
-        inside[..., rows] = torch.where(masks, soft, 0).sum(-1)
-    whole = areas.sum(-1)
-    return CandidateMasks(packed, whole, inside.sum(-1) / whole.clamp_min(1))
-
-
 def nms_inputs(
     candidates: Candidates, made: CandidateMasks, *, min_areas: Tensor, pre_nms: int
 ) -> tuple[Candidates, Tensor]:
@@ -314,57 +257,13 @@ def keep_best(
     return Candidates(scores.clamp_min(0), labels, cells), valid
 
 
-def _hard_masks(kernels: Tensor, mask_features: Tensor, mask_threshold: float) -> CandidateMasks:
-    soft = _soft_masks(kernels, mask_features)
-    masks = soft > mask_threshold
-    # Counted in float, exact up to 2**24 pixels: runtimes would first write all masks as int64.
-    areas = masks.sum((-2, -1), dtype=torch.float32)
-    maskness = torch.where(masks, soft, 0).sum((-2, -1)) / areas.clamp_min(1)
-    return CandidateMasks(masks, areas.long(), maskness)
-
-
-def _kept_masks(
-    kernels: Tensor, mask_features: Tensor, valid: Tensor, chunk_pixels: int | None
-) -> Tensor:
-    """Soft masks [B, K, h, w] of the kept; 0 in empty places."""
-    filled = valid[..., None, None]
-    if chunk_pixels is None:
-        return torch.where(filled, _soft_masks(kernels, mask_features), 0)
-    size = mask_features.shape[-2:]
-    whole = torch.empty(*valid.shape, *size, dtype=torch.float32, device=kernels.device)
-    for rows, soft in _soft_blocks(kernels, mask_features, chunk_pixels):
-        whole[..., rows, :] = torch.where(filled, soft, 0)
-    return whole
-
-
-def _soft_blocks(
-    kernels: Tensor, mask_features: Tensor, chunk_pixels: int
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yield some rows of the image and all soft masks there, [..., n, rows, w].
-
-    Rows rather than candidates share out the work, so that every feature is read and turned to
-    float once, however many candidates there are.
-    """
-    height, width = mask_features.shape[-2:]
-    values = max(kernels.shape[:-1].numel(), mask_features.shape[:-2].numel())
-    for rows in row_chunks(height, width * values, chunk_pixels):
-        yield rows, _soft_masks(kernels, mask_features[..., rows, :])
-
-
-def _soft_masks(kernels: Tensor, mask_features: Tensor) -> Tensor:
-    """Mask probabilities [..., n, h, w] float32 of kernels [..., n, E] over [..., E, h, w]."""
-    with full_precision(kernels.device):
-        logits = kernels.float() @ mask_features.float().flatten(-2)
-    return logits.sigmoid_().reshape(*kernels.shape[:-1], *mask_features.shape[-2:])
-
-
 def _joined(parts: tuple[Tensor, ...]) -> Tensor:
     """One tensor of all images; a single part as it is, which leaves no trace in an export."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _cell_strides(grid: GridSpec, device: torch.device) -> Tensor:
-    """[L] int64, the stride of each cell's level; filled on the device (a copy would be a sync)."""
+def cell_strides(grid: GridSpec, device: torch.device) -> Tensor:
+    """Return [L] int64, the stride of each cell's level; made on the device, without a sync."""
     return torch.cat(
         [
             torch.full((size * size,), stride, dtype=torch.int64, device=device)
