@@ -5,7 +5,8 @@ Each stage is as long as the slower of what it must compute and what it must mov
 - selection: the category logits are read once;
 - dynamic masks: 2 N E P operations, and the mask features are read once;
 - intersections: N masks of P bits are read once;
-- soft masks: 2 K E P operations, and the mask features are read again;
+- soft masks: 2 K E P operations, and the mask features are read again; or, where that is less, the
+  first products are all kept, N P numbers written and K P read;
 - upsample: K masks of H W bits are written.
 
 N candidates, K places, E channels, P pixels at stride 4. Decay and ranking work on N x N numbers
@@ -69,7 +70,7 @@ class Work:
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype, repeat: int) -> Ceilings:
-    """Measure the ceilings with the threads that torch has now.
+    """Measure the ceilings; on a CPU per second of processor time.
 
     Args:
         device: A CUDA device (the current one) or the CPU.
@@ -92,7 +93,10 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype, repeat: int) -> C
         "product": lambda: torch.mm(left, right, out=product),
     }
     timings = time_on_gpu(calls, repeat, graph=True) if on_gpu else time_in_turns(calls, repeat)
-    seconds = {name: timing.median / 1e3 for name, timing in timings.items()}
+    # Per second of a processor: on a machine that others use too, all else is noise.
+    seconds = {
+        name: (timing.median if on_gpu else timing.cpu) / 1e3 for name, timing in timings.items()
+    }
     return Ceilings(
         bytes_per_second=2 * size / seconds["copy"],
         operations_per_second=2 * side**3 / seconds["product"],
@@ -108,7 +112,7 @@ def floors(work: Work, ceilings: Ceilings) -> dict[str, float]:
         ceilings: What the device can do.
 
     Returns:
-        Milliseconds by stage; their sum is the floor of the whole.
+        Milliseconds by stage, of processor time on a CPU; their sum is the floor of the whole.
     """
 
     def at_least(operations: float, moved: float) -> float:
@@ -123,6 +127,9 @@ def floors(work: Work, ceilings: Ceilings) -> dict[str, float]:
         "dynamic masks": at_least(work.candidates * per_mask, features),
         "intersections": at_least(0, work.candidates * work.pixels / 8),
         "decay and rank": 0.0,
-        "soft masks": at_least(work.places * per_mask, features),
+        "soft masks": min(
+            at_least(work.places * per_mask, features),
+            at_least(0, 4 * (work.candidates + work.places) * work.pixels),
+        ),
         "upsample": at_least(0, work.places * work.full_pixels / 8),
     }

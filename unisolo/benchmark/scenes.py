@@ -17,7 +17,7 @@ from torch import Tensor
 from unisolo.benchmark.reference_chain import ReferenceCandidates, reference_candidates
 from unisolo.structures import MASK_STRIDE, SIZE_DIVISOR, GridSpec, Outputs
 
-__all__ = ["NUM_CATEGORIES", "SCENES", "Scene", "SceneName", "make_scene"]
+__all__ = ["NUM_CATEGORIES", "SCENES", "UNLIKELY", "Scene", "SceneName", "make_scene"]
 
 SceneName = Literal["coco", "crowd", "dense", "noise"]
 

@@ -1,0 +1,110 @@
+"""The post-process report as Markdown."""
+
+from __future__ import annotations
+
+from unisolo.benchmark.postprocess import PostprocessReport, PostprocessRow, PruningRow
+from unisolo.benchmark.postprocess_checks import Agreement
+
+__all__ = ["postprocess_tables"]
+
+
+def postprocess_tables(report: PostprocessReport) -> str:
+    """Make all tables, with a sentence on what was measured before them."""
+    return "\n\n".join(
+        [_method(report), _whole(report), _floors(report), _pruning(report), _agreements(report)]
+    )
+
+
+def _method(report: PostprocessReport) -> str:
+    height, width = report.feature_size
+    place = (
+        "on the GPU; eager = one call between two events, graph = replay of a CUDA graph"
+        if report.device == "cuda"
+        else f"on the CPU (no GPU was measured), {report.threads} "
+        f"thread{'s' * (report.threads > 1)}, eager"
+    )
+    ceilings = report.ceilings
+    return (
+        f"{report.channels} x {height} x {width} features in {report.dtype} to "
+        f"{report.image_size[0]} x {report.image_size[1]} masks, at most 100 of them, {place}.\n"
+        f"Measured ceilings: copy {ceilings.bytes_per_second / 1e9:.0f} GB/s (read + written), "
+        f"{ceilings.dtype} product {ceilings.operations_per_second / 1e12:.3g} T operations/s."
+    )
+
+
+def _whole(report: PostprocessReport) -> str:
+    memory = "peak MiB" if report.device == "cuda" else "CPU ms"
+    lines = [
+        f"| scene | candidates | from | way | mode | ms | min - max | of reference | {memory} |"
+        + (" of floor |" if report.device == "cuda" else " of reference | of floor |"),
+        "|" + "---|" * (10 if report.device == "cuda" else 11),
+    ]
+    return "\n".join(lines + [_whole_line(row) for row in report.rows])
+
+
+def _whole_line(row: PostprocessRow) -> str:
+    timing = row.timing
+    cells = [
+        row.scene,
+        str(row.candidates),
+        row.start,
+        row.way,
+        row.mode,
+        _short(timing.median),
+        f"{_short(timing.least)} - {_short(timing.most)}",
+        f"{row.speedup:.2f} x",
+    ]
+    if row.cpu_speedup is None:
+        cells.append("-" if row.peak_mib is None else f"{row.peak_mib:.0f}")
+    else:
+        cells += [_short(timing.cpu), f"{row.cpu_speedup:.2f} x"]
+    return f"| {' | '.join([*cells, f'{row.of_floor:.1f} x'])} |"
+
+
+def _floors(report: PostprocessReport) -> str:
+    stages = list(next(iter(report.floors.values())))
+    lines = [f"| floor, ms | {' | '.join(stages)} | all |", "|" + "---|" * (len(stages) + 2)]
+    for count, least in report.floors.items():
+        values = [_short(least[stage]) for stage in stages]
+        total = _short(sum(least.values()))
+        lines.append(f"| {count} candidates | {' | '.join(values)} | {total} |")
+    return "\n".join(lines)
+
+
+def _pruning(report: PostprocessReport) -> str:
+    lines = ["| scene | masks | pruning alone | mode | ms | of ours |", "|" + "---|" * 6]
+    return "\n".join(lines + [_pruning_line(row) for row in report.pruning])
+
+
+def _pruning_line(row: PruningRow) -> str:
+    return (
+        f"| {row.scene} | {row.masks} | {row.way} | {row.mode} | {_short(row.timing.median)} | "
+        f"{row.of_ours:.2f} x |"
+    )
+
+
+def _agreements(report: PostprocessReport) -> str:
+    lines = [
+        "| scene | candidates | from | way | kept | same set and order | score difference | "
+        "pixels that differ |",
+        "|" + "---|" * 8,
+    ]
+    for row in report.rows:
+        if row.mode == "eager":
+            found = _agreement(row.agreement)
+            lines.append(f"| {row.scene} | {row.candidates} | {row.start} | {row.way} | {found} |")
+    return "\n".join(lines)
+
+
+def _agreement(found: Agreement) -> str:
+    if found.score_difference is None:
+        return f"{found.kept} | NO | - | -"
+    return (
+        f"{found.kept} | yes | {found.score_difference:.1e} | "
+        f"{found.different_pixels} of {found.pixels}"
+    )
+
+
+def _short(milliseconds: float) -> str:
+    """Three digits: GPU stages take microseconds, CPU chains half a second."""
+    return f"{milliseconds:.0f}" if milliseconds >= 100 else f"{milliseconds:.3g}"
