@@ -133,7 +133,7 @@ def _graph_run(name: str, call: Callable[[], object]) -> Run:
 
 def _capture(name: str, call: Callable[[], object]) -> torch.cuda.CUDAGraph:
     # A stream of its own for the warm-up, as torch's notes on CUDA graphs ask for.
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(WARM_UP):
@@ -153,7 +153,9 @@ def _capture(name: str, call: Callable[[], object]) -> torch.cuda.CUDAGraph:
 
 
 def _events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
-    return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    return start, end
 
 
 def _summary(times: list[tuple[float, float]]) -> Timing:

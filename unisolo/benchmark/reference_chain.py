@@ -77,7 +77,9 @@ def reference_candidates(
     """
     levels = []
     for logits, size in zip(
-        category_logits.float().split([size * size for size in grid.sizes]), grid.sizes, strict=True
+        torch.split(category_logits.float(), [size * size for size in grid.sizes]),
+        grid.sizes,
+        strict=True,
     ):
         probs = logits.sigmoid().t().reshape(1, -1, size, size)
         highest = F.max_pool2d(probs, kernel_size=2, stride=1, padding=1)[..., :-1, :-1]
