@@ -190,10 +190,13 @@ def _count_pairs(  # type: ignore[no-untyped-def]
         end = tl.minimum(tl.load(last_ptr + base + i), tl.load(last_ptr + base + j)) + 1
         row = bits_ptr + i.to(tl.int64) * num_words
         column = bits_ptr + j.to(tl.int64) * num_words
+        # To whole loads of 16 bytes; what lies outside the range is 0 in one of the two.
+        begin = begin * BLOCK_WORDS // 4 * 4
+        end = (end * BLOCK_WORDS + 3) // 4 * 4
         counts = tl.zeros([WIDTH], tl.int32)
-        for start in range(begin * BLOCK_WORDS, end * BLOCK_WORDS, WIDTH):
+        for start in range(begin, end, WIDTH):
             words = start + tl.arange(0, WIDTH)
-            inside = words < end * BLOCK_WORDS
+            inside = words < end
             both = tl.load(row + words, mask=inside, other=0) & tl.load(
                 column + words, mask=inside, other=0
             )

@@ -75,7 +75,7 @@ FORMULAS = {
 """Index arithmetic of the kernel: C, and, with / as //, Python (the tests run it)."""
 
 # torch before 2.10 puts extern "C" before sources that do not begin with it.
-_SOURCE = r"""extern "C" __global__ void __launch_bounds__(%(threads)d, %(blocks)d) %(name)s(
+_SOURCE = r"""extern "C" __global__ void __launch_bounds__(%(threads)d) %(name)s(
     const uint4* __restrict__ bits, const int* __restrict__ first, const int* __restrict__ last,
     const long long* __restrict__ labels, const float* __restrict__ scores,
     int* __restrict__ out, int count, int quads, int splits)
@@ -186,7 +186,6 @@ def cuda_source() -> str:
         **{name: f"({formula})" for name, formula in FORMULAS.items()},
         "name": NAME,
         "threads": THREADS,
-        "blocks": BLOCKS_PER_PROCESSOR,
         "tile": TILE,
         "chunk": CHUNK,
         "lanes": CHUNK // 4,

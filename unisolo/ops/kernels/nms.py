@@ -349,14 +349,13 @@ def _keep_best(  # type: ignore[no-untyped-def]
     tl.store(valid_ptr + place, stays.to(tl.uint8), mask=written)
     if tl.program_id(0) == 0:
         for start in range(count, places, OTHERS):  # places for which there are no candidates
-            more = start + tl.arange(0, OTHERS)
-            place = first_place + more
+            empty = start + tl.arange(0, OTHERS)
             zeros = tl.zeros([OTHERS], tl.int64)
-            tl.store(best_ptr + place, zeros.to(tl.float32), mask=more < places)
-            tl.store(best_labels_ptr + place, zeros, mask=more < places)
-            tl.store(best_cells_ptr + place, zeros, mask=more < places)
-            tl.store(index_ptr + place, zeros - 1, mask=more < places)
-            tl.store(valid_ptr + place, zeros.to(tl.uint8), mask=more < places)
+            tl.store(best_ptr + first_place + empty, zeros.to(tl.float32), mask=empty < places)
+            tl.store(best_labels_ptr + first_place + empty, zeros, mask=empty < places)
+            tl.store(best_cells_ptr + first_place + empty, zeros, mask=empty < places)
+            tl.store(index_ptr + first_place + empty, zeros - 1, mask=empty < places)
+            tl.store(valid_ptr + first_place + empty, zeros.to(tl.uint8), mask=empty < places)
 
 
 @jit
