@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from unisolo.ops.backend import backend_for
 from unisolo.ops.masks import (
     CHUNK_PIXELS,
     popcount,
@@ -76,6 +77,16 @@ def segment_stuff(
         raise ValueError(
             "segment_stuff needs stuff_logits [S + 1, h, w] with 1 to 32768 channels, "
             f"got {list(stuff_logits.shape)}"
+        )
+    if backend_for(stuff_logits.device) == "triton":
+        from unisolo.ops.kernels.stuff import segment_stuff as twin
+
+        return twin(
+            stuff_logits,
+            padded_size=padded_size,
+            input_size=input_size,
+            orig_size=orig_size,
+            chunk_pixels=chunk_pixels,
         )
     stuff_logits = stuff_logits.detach()  # so that maxima can be written in place
     channels = _contenders(stuff_logits, padded_size)
