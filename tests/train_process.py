@@ -25,7 +25,9 @@ from unisolo.engine.state import StateFolder, read_state
 
 ROOT = Path(__file__).resolve().parents[1]
 
-TIMES = {"images_per_second", "data_share", "memory_gib", "seconds_left"}
+TIMES = {
+    "images_per_second", "data_share", "data_time", "step_time", "memory_gib", "seconds_left"
+}  # fmt: skip
 """Fields of a log row that differ from run to run."""
 
 

@@ -188,11 +188,11 @@ sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from tiny_model import tiny_config
 import unisolo.engine.train as module
 original = module.train_step
-def limited(run, batches):
+def limited(run, *rest):
     if run.step == 1:
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)
-    return original(run, batches)
+    return original(run, *rest)
 module.train_step = limited
 settings = ["data.root={data}", "train.out={tmp_path / "run"}", "train.steps=3",
             "train.batch_size=7", "data.image_size=1024", "data.max_size=1024",

@@ -72,6 +72,9 @@ class ModelConfig(_Section):
     """Convolutions in each tower."""
     head_deform: Literal["none", "last-v1", "last-v2", "all-v1", "all-v2"] = "none"
     """Deformable convolutions in both towers of the head: the last of each, or all."""
+    head_norm: Literal["group", "batch"] = "group"
+    """Norm in the head's towers and the mask-feature branch; the reference has "group". "batch"
+    costs nothing at inference (`unisolo.optimize` folds it) and wants large batches in training."""
     kernel_channels: int = Field(default=256, ge=1)
     """E: channels of the mask feature and of each dynamic kernel."""
     mask_channels: int = Field(default=128, ge=1)
@@ -138,6 +141,12 @@ class DataConfig(_Section):
     augment: AugmentConfig = AugmentConfig()
     workers: int = Field(default=2, ge=0)
     """Loader processes per training process."""
+    cache: Literal["none", "ram"] = "none"
+    """"ram" = decode the training images and their annotations once and keep them in memory, which
+    all loader processes of a training process share."""
+    cache_gib: float = Field(default=16.0, gt=0)
+    """Most memory that `cache` may take per training process, GiB; a training set that needs more
+    is read from disk as without it, and the run says so."""
 
 
 class TrainConfig(_Section):
@@ -208,6 +217,9 @@ class TrainConfig(_Section):
     """Seed of weights, order of images and augmentation."""
     channels_last: bool = True
     """Keep images and weights in channels-last memory order, which is faster."""
+    compile: bool = False
+    """Compile the network with torch.compile. The first steps take minutes; every new size of the
+    padded batch may take some again, so it wants a `data.augment.crop`."""
     device: str = "auto"
     """Any torch device; "auto" = CUDA, else MPS, else CPU."""
     tensorboard: bool = True
@@ -249,6 +261,14 @@ class InferenceConfig(_Section):
     """An instance hidden by better ones over more than this share of its area is dropped."""
     stuff_area_threshold: int = Field(default=4096, ge=0)
     """Stuff regions with fewer pixels become void."""
+    memory_budget: int = Field(default=256, ge=1)
+    """MiB that the post-process may work in, besides what it must hold: the candidates as bits and
+    the masks of the instances. Less is slower; no result changes."""
+
+    @property
+    def chunk_pixels(self) -> int:
+        """Values of the largest temporary float tensor: about four of them are held at a time."""
+        return self.memory_budget * 2**20 // 16
 
     def select_arguments(self) -> dict[str, Any]:
         """Keywords for `unisolo.ops.select.select_instances`."""
@@ -265,14 +285,18 @@ class InferenceConfig(_Section):
         return self.model_dump(include=names)
 
     def postprocess_arguments(self) -> dict[str, Any]:
-        """Keywords for `TaskAdapter.postprocess`, all but `score_threshold`."""
+        """Keywords for `TaskAdapter.postprocess`, all but `score_threshold` and the frames."""
         names = {
             "mask_threshold",
             "panoptic_score_threshold",
             "panoptic_overlap_threshold",
             "stuff_area_threshold",
         }
-        return {**self.model_dump(include=names), "selection": self.select_arguments()}
+        return {
+            **self.model_dump(include=names),
+            "selection": self.select_arguments(),
+            "chunk_pixels": self.chunk_pixels,
+        }
 
 
 class Config(_Section):

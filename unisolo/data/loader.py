@@ -125,6 +125,7 @@ def build_loader(
     first_position: int = 0,
     position_step: int = 1,
     pin_memory: bool = False,
+    make_batch: Callable[[Sequence[Sample]], Batch] = collate,
 ) -> DataLoader[Batch]:
     """Make a loader of batches.
 
@@ -146,6 +147,7 @@ def build_loader(
         first_position: Position in the pass of the sampler's first index.
         position_step: Distance in the pass of the sampler's indices.
         pin_memory: Copy batches to page-locked memory (for a GPU).
+        make_batch: Joins samples, in the loader's processes.
 
     Returns:
         An iterable of `Batch`.
@@ -171,7 +173,7 @@ def build_loader(
         batch_size=batch_size,
         sampler=keyed,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=make_batch,
         pin_memory=pin_memory,
         drop_last=drop_last and length >= batch_size,
         worker_init_fn=start_worker,

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
+from unisolo.build import build_grid
 from unisolo.config import Config
-from unisolo.data.loader import build_loader
+from unisolo.data.loader import build_loader, collate
+from unisolo.engine.copying import Copy, start_copy
 from unisolo.engine.distributed import World
 from unisolo.engine.sampler import TrainSampler
-from unisolo.structures import Batch
+from unisolo.losses.targets import with_cell_targets
+from unisolo.structures import Batch, GridSpec, Sample
 
 __all__ = ["BatchFeed", "LoaderDied"]
 
@@ -43,6 +50,8 @@ class BatchFeed:
         self._world = world
         self._say = say
         self._batches: Iterator[Batch] | None = None
+        self._ahead: Copy | Exception | None = None
+        self._waited = 0.0
 
     def take(self, step: int) -> list[Batch]:
         """Return the batches of one step: `train.accumulate` of them.
@@ -50,10 +59,53 @@ class BatchFeed:
         Args:
             step: Steps done before; calls go up by one.
 
+        Returns:
+            Where `prepare` was called before: batches on the device; else as the loader made them.
+
         Raises:
             LoaderDied: If loader processes were killed `_ATTEMPTS` times in a row.
             ValueError: If an image or annotation cannot be used; the message names it.
         """
+        ahead, self._ahead = self._ahead, None
+        if isinstance(ahead, Exception):
+            raise ahead
+        if ahead is not None:
+            return ahead.finish()
+        begin = time.monotonic()
+        batches = self._read(step)
+        self._waited += time.monotonic() - begin
+        return batches
+
+    def prepare(self, step: int) -> None:
+        """Start to copy the batches of the coming step to a GPU that is busy with this one.
+
+        Elsewhere there is nothing to gain, and nothing is done. What goes wrong is raised by the
+        `take` of that step, so that the step in hand is not lost.
+
+        Args:
+            step: The step of the next `take`.
+        """
+        device = self._world.device
+        if device.type != "cuda":
+            return
+        busy = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        busy.record(torch.cuda.current_stream(device))
+        begin = time.monotonic()
+        try:
+            batches = self._read(step)
+            idle = busy.query()  # type: ignore[no-untyped-call]
+            if idle:  # the GPU has run out of work, so (part of) this was a wait for data
+                self._waited += time.monotonic() - begin
+            self._ahead = start_copy(batches, device)
+        except Exception as error:
+            self._ahead = error
+
+    def waited(self) -> float:
+        """Return how many seconds the device has waited for data since the last call, at most."""
+        waited, self._waited = self._waited, 0.0
+        return waited
+
+    def _read(self, step: int) -> list[Batch]:
         for attempt in range(_ATTEMPTS):
             try:
                 if self._batches is None:
@@ -75,6 +127,7 @@ class BatchFeed:
     def close(self) -> None:
         """Let the loader processes go."""
         self._batches = None
+        self._ahead = None
 
     def _means_killed(self, error: BaseException) -> bool:
         """Whether an error comes from a dead loader process, not from the data set."""
@@ -103,10 +156,34 @@ class BatchFeed:
             first_position=seen + world.rank,
             position_step=world.size,
             pin_memory=world.device.type == "cuda",
+            make_batch=_MakeBatch(
+                build_grid(self._config), settings.one_object_per_cell, settings.max_positives
+            ),
         )
         batches = iter(loader)
         _leave_deaths_to_next()
         return batches
+
+
+@dataclass(frozen=True)
+class _MakeBatch:
+    """Joins samples and works out what each grid cell is trained on, while nobody waits for it."""
+
+    grid: GridSpec
+    one_object_per_cell: bool
+    max_positives: int
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        batch = collate(samples)
+        height, width = batch.images.shape[-2:]
+        targets = with_cell_targets(
+            batch.targets,
+            self.grid,
+            (height, width),
+            one_object_per_cell=self.one_object_per_cell,
+            max_positives=self.max_positives,
+        )
+        return replace(batch, targets=targets)
 
 
 def _leave_deaths_to_next() -> None:

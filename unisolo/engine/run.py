@@ -38,7 +38,8 @@ class Run:
         world: This process's place.
         task: Losses, results and evaluators.
         model: The network, the same object inside `forward`.
-        forward: What is called: the network, or its data-parallel wrapper.
+        forward: What is called: the network, compiled (`train.compile`) or in its data-parallel
+            wrapper or both.
         optimizer: From timm.
         schedule: From timm; follows `step`.
         scaler: Loss scale; acts in fp16 only.
@@ -127,10 +128,11 @@ def prepare(
         model = model.to(memory_format=torch.channels_last)
     if settings.sync_bn:
         model = _with_sync_bn(model, world)
-    forward: nn.Module = model
+    # A wrapper around the same weights: what is averaged, evaluated and saved is the plain network.
+    forward: nn.Module = torch.compile(model) if settings.compile else model  # type: ignore[assignment]
     if world.size > 1:
         ids = [world.device] if world.device.type == "cuda" else None
-        forward = DistributedDataParallel(model, device_ids=ids)
+        forward = DistributedDataParallel(forward, device_ids=ids)
     optimizer = build_optimizer(model, settings)
     dtype = resolve_precision(settings.precision, world.device)
     return Run(

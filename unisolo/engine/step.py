@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,15 +40,21 @@ class StepResult:
     skipped: bool = False
 
 
-def train_step(run: Run, batches: Sequence[Batch]) -> StepResult:
+def train_step(
+    run: Run, batches: Sequence[Batch], meanwhile: Callable[[], object] = lambda: None
+) -> StepResult:
     """Take one optimiser step over the parts of a batch.
 
     Parts and processes are weighed by their content, so a batch trains the same however it is
     split (but for batch norms, which see one part at a time unless they are frozen or synced).
 
+    Waits for the device once, to learn whether loss and gradient are finite. (In fp16 the loss
+    scale waits again.)
+
     Args:
         run: Its weights are changed; `run.step` is not.
-        batches: `train.accumulate` batches, from the loader.
+        batches: `train.accumulate` batches, from the loader or on the device already.
+        meanwhile: Called once the gradient has been asked for, while the device computes it.
 
     Raises:
         FloatingPointError: If the loss or the gradient is not finite and `train.on_nonfinite` is
@@ -61,7 +67,8 @@ def train_step(run: Run, batches: Sequence[Batch]) -> StepResult:
     run.optimizer.zero_grad(set_to_none=True)
     try:
         moved = [part.to(run.world.device, non_blocking=True) for part in batches]
-        losses = _accumulate_gradients(run, moved)
+        with _tensor_cores(run):
+            losses = _accumulate_gradients(run, moved)
         run.scaler.unscale_(run.optimizer)
         limit = settings.clip_norm if settings.clip_norm > 0 else math.inf
         norm = nn.utils.clip_grad_norm_(run.model.parameters(), limit)
@@ -69,11 +76,8 @@ def train_step(run: Run, batches: Sequence[Batch]) -> StepResult:
         if not _is_out_of_memory(error):
             raise
         raise OutOfMemory(_what_was_big(run, batches)) from error
-    # Infinite gradients are ordinary in fp16: the scaler leaves the step out and scales less.
-    bad_norm = not run.scaler.is_enabled() and not math.isfinite(float(norm))
-    bad_loss = not math.isfinite(float(losses["loss"]))
-    # One answer for all processes: one that goes on alone would wait for the others for ever.
-    bad_loss, bad_norm = run.world.any(bad_loss, bad_norm)
+    meanwhile()
+    bad_loss, bad_norm = _not_finite(run, losses["loss"], norm)
     if bad_loss or bad_norm:
         run.optimizer.zero_grad(set_to_none=True)
         for buffer, value in zip(norms, before, strict=True):
@@ -86,6 +90,36 @@ def train_step(run: Run, batches: Sequence[Batch]) -> StepResult:
     if run.ema is not None and not (bad_loss or bad_norm):
         run.ema.update(run.model, step=run.step)
     return StepResult(losses, norm, skipped=bad_loss or bad_norm)
+
+
+def _not_finite(run: Run, loss: Tensor, norm: Tensor) -> tuple[bool, bool]:
+    """Whether loss and gradient are not finite, on any process: here the step waits for the device.
+
+    One answer for all processes: one that goes on alone would wait for the others for ever.
+    """
+    bad = ~torch.stack((loss, norm)).isfinite()
+    counts = run.world.total(list(bad.float()))
+    bad_loss, bad_norm = (torch.stack(counts) > 0).tolist()
+    # Infinite gradients are ordinary in fp16: the scaler leaves the step out and scales less.
+    return bad_loss, bad_norm and not run.scaler.is_enabled()
+
+
+@contextmanager
+def _tensor_cores(run: Run) -> Iterator[None]:
+    """Let products of float32 matrices use TF32 in a run whose network computes in 16 bits.
+
+    They are those of the dynamic convolution: its inputs have at most as many digits as TF32 and
+    lose nothing, and its gradients are rounded to 16 bits afterwards.
+    """
+    if run.world.device.type != "cuda" or run.dtype == torch.float32:
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _accumulate_gradients(run: Run, batches: Sequence[Batch]) -> dict[str, Tensor]:
@@ -155,7 +189,7 @@ def _report_nonfinite(
         dump_step(
             path,
             step=step,
-            batches=list(batches),
+            batches=[batch.to("cpu") for batch in batches],
             losses=values,
             model=run.model,
             config=run.config,

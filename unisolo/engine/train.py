@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,9 @@ from unisolo.report import TrainingFacts, leave_report, noted_warnings
 from unisolo.tasks import TaskAdapter, get_task
 
 __all__ = ["TrainSummary", "train"]
+
+WAITING = 0.1
+"""Share of the time spent waiting for data from which a run says what would help."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +215,7 @@ def _loop(
             begin = time.monotonic()
             if run.step == run.total_steps:
                 feed.close()
+                log.say(meter.sentence())
             _evaluate(run, val_set, log, stop, noted)
             save(run)  # metrics and the best score are part of the state
             meter.leave_out(time.monotonic() - begin)
@@ -218,11 +223,10 @@ def _loop(
             return
         begin = time.monotonic()
         batches = feed.take(run.step)
-        fetched = time.monotonic()
-        result = train_step(run, batches)
+        result = train_step(run, batches, partial(feed.prepare, run.step + 1))
         run.step += 1
         run.seconds += time.monotonic() - begin
-        meter.add(waited=fetched - begin)
+        meter.add(waited=feed.waited())
         log.advance(run.step)
         if run.step % settings.log_every == 0 or run.step == run.total_steps:
             losses = run.world.total(list(result.losses.values()))
@@ -314,9 +318,14 @@ def _headline(task: TaskAdapter, metrics: dict[str, float]) -> tuple[str, ...]:
 
 
 class _Meter:
-    """Speed since the last line of the log."""
+    """Speed since the last line of the log, and how much of the time went into waiting for data.
+
+    The times are those of this process's clock, which needs no wait for the device: every step
+    waits once as it is (see `train_step`).
+    """
 
     def __init__(self) -> None:
+        self._all_steps, self._all_waited, self._all_seconds = 0, 0.0, 0.0
         self._restart()
 
     def add(self, *, waited: float) -> None:
@@ -329,14 +338,33 @@ class _Meter:
         self._since += seconds
 
     def take(self, batch_size: int) -> dict[str, float]:
-        """Return the numbers and start anew."""
+        """Return the numbers and start anew; `data_time` and `step_time` are seconds per step."""
         elapsed = time.monotonic() - self._since
         values = {
             "images_per_second": self._steps * batch_size / elapsed,
             "data_share": self._waited / elapsed,
+            "data_time": self._waited / self._steps,
+            "step_time": (elapsed - self._waited) / self._steps,
         }
+        self._all_steps += self._steps
+        self._all_waited += self._waited
+        self._all_seconds += elapsed
         self._restart()
         return values
+
+    def sentence(self) -> str:
+        """Say what all steps of this process waited for data, and what helps."""
+        if not self._all_steps:  # resumed after its last step
+            return "no step was left to take"
+        share = self._all_waited / self._all_seconds
+        text = (
+            f"waited for data {share:.1%} of the time: "
+            f"{1e3 * self._all_waited / self._all_steps:.1f} of "
+            f"{1e3 * self._all_seconds / self._all_steps:.1f} ms per step"
+        )
+        if share < WAITING:
+            return text
+        return f"{text}; more data.workers, data.cache=ram or smaller image files would help"
 
     def _restart(self) -> None:
         self._since = time.monotonic()

@@ -38,7 +38,7 @@ def dynamic_dice_sum(
         Float32 scalar, 0 where P = 0. Can be differentiated once, for `kernels` and `feature`.
     """
     chunk = max(1, max_pixels // feature[0].numel())
-    result: Tensor = _DiceSum.apply(kernels, feature, blocks, objects, chunk)  # type: ignore[no-untyped-call]
+    result: Tensor = _DiceSum.apply(kernels, feature, blocks, objects, chunk)
     return result
 
 
@@ -46,12 +46,14 @@ class _DiceSum(torch.autograd.Function):
     """Sum over cells of 1 - 2 o / T, o = sum(p t), T = sum(p^2) + sum(t^2) + 2 eps, p = sigmoid."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, kernels: Tensor, feature: Tensor, blocks: Tensor, objects: Tensor, chunk: int
     ) -> Tensor:
         pixels = _pixels(feature)
         overlaps, totals = [], []
-        for rows, numbers in zip(kernels.split(chunk), objects.split(chunk), strict=True):
+        for rows, numbers in zip(
+            torch.split(kernels, chunk), torch.split(objects, chunk), strict=True
+        ):
             probs = _probs(rows, pixels)
             wanted = masks_from_blocks(blocks, numbers).flatten(1)
             squares = torch.linalg.vector_norm(probs, dim=1).square()
@@ -63,7 +65,7 @@ class _DiceSum(torch.autograd.Function):
         return (1 - 2 * overlap / total).sum()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         kernels, feature, blocks, objects, overlap, total = ctx.saved_tensors
         pixels = _pixels(feature)
@@ -74,7 +76,7 @@ class _DiceSum(torch.autograd.Function):
         feature_grad = torch.zeros_like(pixels)
         parts = (kernels, objects, of_target, of_prob)
         for rows, numbers, at_target, at_prob in zip(
-            *(part.split(ctx.chunk) for part in parts), strict=True
+            *(torch.split(part, ctx.chunk) for part in parts), strict=True
         ):
             probs = _probs(rows, pixels)
             wanted = masks_from_blocks(blocks, numbers).flatten(1)
