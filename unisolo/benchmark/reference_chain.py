@@ -122,6 +122,9 @@ def reference_instances(
     Returns:
         M instances; none where no mask is left.
     """
+    if len(candidates.scores) == 0:  # a convolution with no kernels is an error
+        none = mask_features.new_zeros(0, *mask_features.shape[1:], dtype=torch.float32)
+        return ReferenceInstances(candidates.scores, candidates.labels, candidates.cells, none)
     weight = candidates.kernels[:, :, None, None]
     soft = F.conv2d(mask_features.unsqueeze(0), weight).squeeze(0).float().sigmoid()
     masks = soft > mask_threshold
