@@ -81,12 +81,14 @@ def build_model(
             kernel_channels=settings.kernel_channels,
             grid_sizes=grid.sizes,
             deform=settings.head_deform,
+            norm=settings.head_norm,
         )
         mask_head = MaskHead(
             settings.fpn_channels,
             mid_channels=settings.mask_channels,
             out_channels=settings.kernel_channels,
             deform=settings.mask_deform,
+            norm=settings.head_norm,
         )
         heads = task.build_heads(
             trunk_channels=settings.mask_channels, stuff_channels=settings.stuff_channels

@@ -3,10 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from unisolo.models import SoloHead
 from unisolo.models.layers import append_coordinates, group_norm
+from unisolo.models.solo_head import place_grids
 
 SIZES = (5, 4, 3, 2, 1)
 
@@ -116,3 +119,47 @@ def test_wrong_arguments_are_refused() -> None:
         make_head(grid_sizes=(4, 3))
     with pytest.raises(ValueError, match="at least one thing category"):
         SoloHead(4, 0)
+
+
+# All grids on one canvas
+
+
+def test_the_default_grids_lie_on_a_small_canvas() -> None:
+    places, size = place_grids((40, 36, 24, 16, 12))
+    assert size == (40, 119)
+    assert places == ((0, 0, 40), (0, 41, 36), (0, 78, 24), (0, 103, 16), (25, 78, 12))
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=6))
+def test_grids_on_a_canvas_never_touch(sizes: list[int]) -> None:
+    places, (height, width) = place_grids(sizes)
+    assert [side for _, _, side in places] == sizes
+    taken = torch.zeros(height + 2, width + 2)
+    for row, column, side in places:
+        assert row + side <= height and column + side <= width
+        assert not taken[row : row + side + 2, column : column + side + 2].any()
+        taken[row + 1 : row + side + 1, column + 1 : column + side + 1] = 1
+
+
+def lively_head(**options) -> SoloHead:
+    head = make_head(**options).eval()
+    for module in head.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return head
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_canvas_gives_what_the_grids_give_one_by_one(norm: str, last: bool) -> None:
+    head = lively_head(norm=norm)
+    levels = [torch.randn(2, 6, size, size) for size in SIZES]
+    if last:
+        levels = [level.contiguous(memory_format=torch.channels_last) for level in levels]
+    with torch.no_grad():
+        together, apart = head._on_canvas(levels), head._one_by_one(levels)
+    for ours, theirs in zip(together, apart, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-__all__ = ["Deform", "DeformConv2d", "HeadDeform", "sample_and_multiply"]
+__all__ = ["Deform", "DeformConv2d", "HeadDeform", "exporting", "sample_and_multiply"]
 
 Deform = Literal["none", "v1", "v2"]
 """Which deformable convolution takes the place of a plain one."""
@@ -106,7 +106,7 @@ class DeformConv2d(nn.Module):
         offsets = moved[:, : 2 * taps]
         mask = moved[:, 2 * taps :].sigmoid() if self.version == "v2" else None
         # ONNX and OpenVINO have no such operator.
-        compute = sample_and_multiply if _exporting() else deform_conv2d
+        compute = sample_and_multiply if exporting() else deform_conv2d
         result: Tensor = compute(
             features,
             offsets,
@@ -172,7 +172,7 @@ def sample_and_multiply(
     return product.reshape(batch, out_channels, out_height, out_width)
 
 
-def _exporting() -> bool:
+def exporting() -> bool:
     """Whether the model is being traced for a file rather than run."""
     # Before torch 2.7 there is only the wider question; compiled code then takes this way too.
     asked = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from unisolo.models.deform import Deform, DeformConv2d
+from unisolo.ops.group_norm import Grid, group_norm_grids, keep_grids
+from unisolo.ops.group_norm import group_norm as apply_group_norm
 
-__all__ = ["ConvNormAct", "append_coordinates", "group_norm", "init_normal"]
+__all__ = ["ConvNormAct", "HeadNorm", "append_coordinates", "group_norm", "init_normal"]
+
+HeadNorm = Literal["group", "batch"]
+"""Norm in the heads: SOLOv2's, or one that `unisolo.optimize` folds into the convolutions."""
 
 
 class _GroupNorm(nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:
-        # Not `F.group_norm`: it refuses one value per group, which a narrow model legitimately has
-        # on the 1 x 1 map of the smallest image; the result is then the bias.
-        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+        return apply_group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -27,17 +33,26 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ConvNormAct(nn.Module):
-    """Convolution without bias, group norm, ReLU; size-preserving.
+    """Convolution without bias, norm, ReLU; size-preserving.
 
     Args:
         in_channels: Channels in.
         out_channels: Channels out.
         kernel_size: Odd side of the kernel.
         deform: Whether the convolution is deformable, and which version.
+        norm: Group norm (see `group_norm`) or batch norm.
+
+    Raises:
+        ValueError: If there is no such norm.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int = 3, deform: Deform = "none"
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        deform: Deform = "none",
+        norm: HeadNorm = "group",
     ) -> None:
         super().__init__()
         self.conv: nn.Module
@@ -47,11 +62,38 @@ class ConvNormAct(nn.Module):
             )
         else:
             self.conv = DeformConv2d(in_channels, out_channels, kernel_size, version=deform)
-        self.norm = group_norm(out_channels)
+        if norm not in ("group", "batch"):
+            raise ValueError(f"norm must be 'group' or 'batch', got {norm!r}")
+        self.norm: nn.Module = (
+            group_norm(out_channels) if norm == "group" else nn.BatchNorm2d(out_channels)
+        )
 
     def forward(self, features: Tensor) -> Tensor:
         """Map [B, in_channels, h, w] to [B, out_channels, h, w], non-negative."""
-        return torch.relu(self.norm(self.conv(features)))
+        mixed = self.conv(features)
+        norm = self.norm
+        if isinstance(norm, nn.GroupNorm):
+            groups, eps = norm.num_groups, norm.eps
+            return apply_group_norm(mixed, groups, norm.weight, norm.bias, eps, relu=True)
+        return torch.relu(norm(mixed))
+
+    def forward_grids(self, canvas: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """Treat each of several grids on a canvas as a map of its own; in evaluation mode.
+
+        Args:
+            canvas: [B, in_channels, H, W], 0 outside the grids, which are at least as far apart as
+                the kernel reaches from its centre.
+            grids: Their places.
+
+        Returns:
+            [B, out_channels, H, W], again 0 outside the grids.
+        """
+        mixed = self.conv(canvas)
+        norm = self.norm
+        if isinstance(norm, nn.GroupNorm):
+            groups, eps = norm.num_groups, norm.eps
+            return group_norm_grids(mixed, grids, groups, norm.weight, norm.bias, eps, relu=True)
+        return keep_grids(torch.relu(norm(mixed)), grids)
 
 
 def append_coordinates(features: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unisolo.models.deform import Deform
-from unisolo.models.layers import ConvNormAct, append_coordinates, init_normal
+from unisolo.models.layers import ConvNormAct, HeadNorm, append_coordinates, init_normal
 
 __all__ = ["MaskHead"]
 
@@ -27,6 +27,7 @@ class MaskHead(nn.Module):
         mid_channels: Width of the branch; of the trunk.
         out_channels: E, channels of the mask features; each dynamic kernel has as many.
         deform: Whether all convolutions (the last 1 x 1 too) are deformable, and which version.
+        norm: Norm after each convolution.
 
     Attributes:
         out_channels: E.
@@ -39,6 +40,7 @@ class MaskHead(nn.Module):
         out_channels: int = 256,
         *,
         deform: Deform = "none",
+        norm: HeadNorm = "group",
     ) -> None:
         super().__init__()
         self.out_channels = out_channels
@@ -48,10 +50,11 @@ class MaskHead(nn.Module):
             widths = [first] + [mid_channels] * max(level, 1)
             self.levels.append(
                 nn.ModuleList(
-                    ConvNormAct(before, after, deform=deform) for before, after in pairwise(widths)
+                    ConvNormAct(before, after, deform=deform, norm=norm)
+                    for before, after in pairwise(widths)
                 )
             )
-        self.out = ConvNormAct(mid_channels, out_channels, kernel_size=1, deform=deform)
+        self.out = ConvNormAct(mid_channels, out_channels, kernel_size=1, deform=deform, norm=norm)
         init_normal(self)
 
     def forward(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

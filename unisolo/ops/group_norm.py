@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import EllipsisType
 
 import torch
 from torch import Tensor
 
 from unisolo.ops.backend import backend_for
 
-__all__ = ["Grid", "group_norm", "group_norm_grids", "keep_grids"]
+__all__ = ["Grid", "grid_slices", "group_norm", "group_norm_grids", "keep_grids"]
 
 Grid = tuple[int, int, int]
 """Place of a square grid on a canvas: row and column of its first cell, and its side, in cells."""
@@ -80,7 +81,7 @@ def group_norm_grids(
 
         return twin(canvas, grids, num_groups, weight, bias, eps, relu=relu)
     result = torch.zeros_like(canvas)
-    for place in _slices(grids):
+    for place in grid_slices(grids):
         result[place] = group_norm(canvas[place], num_groups, weight, bias, eps, relu=relu)
     return result
 
@@ -88,12 +89,13 @@ def group_norm_grids(
 def keep_grids(canvas: Tensor, grids: Sequence[Grid]) -> Tensor:
     """Return a copy of a canvas [B, C, H, W] that is 0 outside its grids."""
     result = torch.zeros_like(canvas)
-    for place in _slices(grids):
+    for place in grid_slices(grids):
         result[place] = canvas[place]
     return result
 
 
-def _slices(grids: Sequence[Grid]) -> list[tuple[object, ...]]:
+def grid_slices(grids: Sequence[Grid]) -> list[tuple[EllipsisType, slice, slice]]:
+    """Return the index of each grid on a canvas [..., H, W]."""
     return [
         (..., slice(row, row + side), slice(column, column + side)) for row, column, side in grids
     ]

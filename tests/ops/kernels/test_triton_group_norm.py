@@ -88,15 +88,15 @@ def test_equals_the_formula(
 
 @settings(
     deadline=None,
-    max_examples=10,
+    max_examples=6,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     batch=st.integers(0, 3),
     groups=st.integers(1, 5),
     group=st.integers(1, 5),
-    height=st.integers(1, 20),
-    width=st.integers(1, 20),
+    height=st.integers(1, 12),
+    width=st.integers(1, 12),
     last=st.booleans(),
 )
 def test_any_shape(

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from unisolo.ops.group_norm import Grid
+from unisolo.ops.kernels.launch import jit, on_device_of
 
 __all__ = ["group_norm", "group_norm_grids"]
 
@@ -55,9 +56,11 @@ def group_norm(
     _, channels, height, width = features.shape
     if channels // num_groups * height * width <= ONE_PROGRAM:
         result = torch.empty_like(features)
-        _launch_small(features, result, None, num_groups, weight, bias, eps, relu)
+        with on_device_of(features):
+            _launch_small(features, result, None, num_groups, weight, bias, eps, relu)
         return result
-    return _large(features, num_groups, weight, bias, eps, relu)
+    with on_device_of(features):
+        return _large(features, num_groups, weight, bias, eps, relu)
 
 
 def group_norm_grids(
@@ -73,7 +76,8 @@ def group_norm_grids(
     """See `unisolo.ops.group_norm.group_norm_grids`."""
     canvas = _dense(canvas)
     result = torch.zeros_like(canvas)
-    _launch_small(canvas, result, tuple(grids), num_groups, weight, bias, eps, relu)
+    with on_device_of(canvas):
+        _launch_small(canvas, result, tuple(grids), num_groups, weight, bias, eps, relu)
     return result
 
 
@@ -177,8 +181,8 @@ def _strides(features: Tensor) -> tuple[int, int, int, int]:
     return image, 1, width * channels, channels
 
 
-@triton.jit
-def _group_kernel(
+@jit
+def _group_kernel(  # type: ignore[no-untyped-def]
     features,
     result,
     table,
@@ -251,8 +255,8 @@ def _group_kernel(
         tl.store(result + base + offsets, value.to(result.dtype.element_ty), mask=inside)
 
 
-@triton.jit
-def _moments_kernel(
+@jit
+def _moments_kernel(  # type: ignore[no-untyped-def]
     features,
     moments,
     channels,
@@ -297,8 +301,8 @@ def _moments_kernel(
     tl.store(place + 1, deviations, mask=c < channels)
 
 
-@triton.jit
-def _factors_kernel(
+@jit
+def _factors_kernel(  # type: ignore[no-untyped-def]
     moments,
     factors,
     weight,
@@ -333,8 +337,8 @@ def _factors_kernel(
     tl.store(place + 1, scale / tl.sqrt(variance + eps), mask=of_group)
 
 
-@triton.jit
-def _apply_kernel(
+@jit
+def _apply_kernel(  # type: ignore[no-untyped-def]
     features,
     result,
     factors,
