@@ -23,6 +23,7 @@ from unisolo.categories import Categories
 from unisolo.explain import Explanation
 from unisolo.ops.masks import unpack_bits
 from unisolo.ops.positions import Index, to_positions
+from unisolo.ops.transfer import to_host
 
 if TYPE_CHECKING:
     import pandas
@@ -185,15 +186,20 @@ class Result:
         raise ValueError(f"category {entry!r} is not one of the result's categories{hint}")
 
     def cpu(self) -> Result:
-        """Return a copy whose tensors are on the CPU."""
+        """Return a copy whose tensors are on the CPU; from a GPU they come in one copy.
+
+        They then share one block of page-locked memory, which is freed with the last of them.
+        """
         masks, panoptic = self.packed_masks, self.panoptic_seg
+        maps = [each for each in (masks, panoptic) if each is not None]
+        scores, labels, boxes, *maps = to_host([self.scores, self.labels, self.boxes, *maps])
         return replace(
             self,
-            scores=self.scores.cpu(),
-            labels=self.labels.cpu(),
-            boxes=self.boxes.cpu(),
-            packed_masks=None if masks is None else masks.cpu(),
-            panoptic_seg=None if panoptic is None else panoptic.cpu(),
+            scores=scores,
+            labels=labels,
+            boxes=boxes,
+            packed_masks=None if masks is None else maps[0],
+            panoptic_seg=None if panoptic is None else maps[-1],
         )
 
     def numpy(self) -> dict[str, Any]:

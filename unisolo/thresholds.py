@@ -31,6 +31,8 @@ class Thresholds(TypedDict, total=False):
         panoptic_score_threshold: Least score of an instance in the panoptic map.
         panoptic_overlap_threshold: Largest hidden share of an instance in the panoptic map.
         stuff_area_threshold: Least area of a stuff region, in pixels of the image.
+        memory_budget: MiB that the post-process may work in; see docs/concepts.md. Not a threshold:
+            it changes speed and memory, never the answer.
     """
 
     candidate_threshold: float
@@ -44,6 +46,7 @@ class Thresholds(TypedDict, total=False):
     panoptic_score_threshold: float
     panoptic_overlap_threshold: float
     stuff_area_threshold: int
+    memory_budget: int
 
 
 def settings_of_call(

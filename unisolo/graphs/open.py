@@ -89,4 +89,7 @@ def select(
         return outputs
     if grid is None:
         raise ValueError("raw outputs need the model's grid")
-    return Selected(select_instances(outputs, grid, **settings.select_arguments()), outputs.extras)
+    instances = select_instances(
+        outputs, grid, chunk_pixels=settings.chunk_pixels, **settings.select_arguments()
+    )
+    return Selected(instances, outputs.extras)

@@ -10,15 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from unisolo.categories import Categories
 from unisolo.losses.core import LossOptions, loss_counts, solo_losses
-from unisolo.ops.masks import upsample_masks
+from unisolo.ops.masks import CHUNK_PIXELS
 from unisolo.results import Result
 from unisolo.structures import GridSpec, ImageMeta, Instances, Outputs, Target
 from unisolo.tasks.explained import explain_instances, host_facts
+from unisolo.tasks.full_size import make_full_size, make_result
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,6 +33,7 @@ _INSTANCE_THRESHOLDS = frozenset(
         "mask_threshold",
         "max_candidates",
         "max_instances",
+        "memory_budget",
         "nms_kernel",
         "nms_sigma",
         "pre_nms",
@@ -54,8 +55,8 @@ class TaskAdapter(ABC):
         loss_weights: Default weight of each loss that `losses` returns (SOLOv2: mask 3, category
             1).
         headline: The metrics to show in one line; the first decides which weights are best.
-        thresholds: Names of the `unisolo.thresholds.Thresholds` that change this task's answer;
-            a call that gives another is refused.
+        thresholds: Names of the `unisolo.thresholds.Thresholds` that this task reads; a call that
+            gives another is refused.
         has_masks: Whether results carry masks.
     """
 
@@ -140,6 +141,7 @@ class TaskAdapter(ABC):
         panoptic_overlap_threshold: float = 0.5,
         stuff_area_threshold: int = 4096,
         selection: Mapping[str, Any] | None = None,
+        chunk_pixels: int = CHUNK_PIXELS,
     ) -> list[Result]:
         """Turn selected instances into one result per image, in original pixels.
 
@@ -154,6 +156,8 @@ class TaskAdapter(ABC):
             panoptic_overlap_threshold: Panoptic task: largest hidden share of an instance.
             stuff_area_threshold: Panoptic task: least area of a stuff region, original pixels.
             selection: What `select_instances` was called with; only `Result.explain` names it.
+            chunk_pixels: Pixels in float at a time (`InferenceConfig.memory_budget`); never changes
+                a result.
         """
         return instance_results(
             instances,
@@ -164,6 +168,7 @@ class TaskAdapter(ABC):
             mask_threshold=mask_threshold,
             with_masks=self.has_masks,
             selection=selection,
+            chunk_pixels=chunk_pixels,
         )
 
     @abstractmethod
@@ -186,43 +191,47 @@ def instance_results(
     mask_threshold: float,
     with_masks: bool = True,
     selection: Mapping[str, Any] | None = None,
+    chunk_pixels: int = CHUNK_PIXELS,
 ) -> list[Result]:
     """Make instances in original pixels: masks in chunks, leaving as packed bits, and their boxes.
 
-    This is where fixed K becomes ragged: one small copy per batch tells how many places are filled,
-    so that only those are upsampled, and what the selection saw (for `Result.explain`).
+    This is where fixed K becomes ragged: after everything has been computed, one small copy per
+    batch tells how many places are filled, which masks have pixels, and what the selection saw
+    (for `Result.explain`). The results stay on the device; `Result.cpu` brings one in one copy.
 
     Boxes are taken from the masks at original resolution: at the masks' own stride of 4 each side
     would be off by up to 4 input pixels, which costs box AP on small objects. Instances whose mask
     is empty at original size are left out.
     """
-    wanted = instances.valid & (instances.scores >= score_threshold)
+    full_size = make_full_size(
+        instances,
+        metas,
+        padded_size=padded_size,
+        score_threshold=score_threshold,
+        mask_threshold=mask_threshold,
+        chunk_pixels=chunk_pixels,
+    )
     results = []
-    for index, (meta, facts) in enumerate(zip(metas, host_facts(instances, wanted), strict=True)):
-        count = facts.wanted  # scores fall, so the wanted places come first
-        masks = upsample_masks(
-            instances.mask_probs[index, :count],
-            padded_size=padded_size,
-            input_size=meta.input_size,
-            orig_size=meta.orig_size,
-            threshold=mask_threshold,
-        )
-        kept = torch.nonzero(masks.areas > 0).squeeze(1)
+    for index, (meta, facts) in enumerate(
+        zip(metas, host_facts(instances, full_size), strict=True)
+    ):
+        places = facts.places()
         results.append(
-            Result(
+            make_result(
+                instances,
+                full_size,
+                index,
+                places,
                 image_size=meta.orig_size,
                 categories=categories,
-                scores=instances.scores[index, :count][kept],
-                labels=instances.labels[index, :count][kept],
-                boxes=masks.boxes[kept],
-                packed_masks=masks.packed[kept] if with_masks else None,
+                with_masks=with_masks,
                 explanation=explain_instances(
                     facts,
                     categories,
                     selection or {},
                     mask_threshold=mask_threshold,
                     score_threshold=score_threshold,
-                    left=len(kept),
+                    left=len(places),
                 ),
             )
         )

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from unisolo.categories import Categories
 from unisolo.explain import Explanation, Stage
-from unisolo.ops.stages import NUM_TOP, STAGES
+from unisolo.ops.stages import STAGES
+from unisolo.ops.transfer import to_host
 from unisolo.structures import Instances
+from unisolo.tasks.full_size import FullSize
 
 __all__ = ["HostFacts", "explain_instances", "explain_panoptic", "host_facts"]
 
@@ -24,45 +26,72 @@ class HostFacts(NamedTuple):
     """What the host learns of one image.
 
     Attributes:
-        wanted: Number of instances to make at the size of the image.
+        wanted: Number of instances wanted at the size of the image; they come first.
         counts: Candidates left by each of `STAGES`.
         top: (thing label, probability) of the most probable pairs.
-        best_score: Score of the first instance; 0 where there is none.
+        scores: [K] float32, of all places.
+        labels: [K] int64, thing labels of all places.
+        areas: Pixels of the masks that were made at the size of the image, of the first places.
+        more: What else the task asked for.
     """
 
     wanted: int
     counts: list[int]
     top: list[tuple[int, float]]
-    best_score: float
+    scores: Tensor
+    labels: Tensor
+    areas: list[int]
+    more: tuple[Tensor, ...]
+
+    def places(self, score_threshold: float = 0.0) -> list[int]:
+        """List the wanted places whose mask has a pixel and whose score is at least this."""
+        # In float32, as the scores were compared on the device.
+        high = (self.scores >= score_threshold).tolist()
+        return [n for n in range(self.wanted) if high[n] and self.areas[n] > 0]
 
 
-def host_facts(instances: Instances, wanted: Tensor) -> list[HostFacts]:
+def host_facts(
+    instances: Instances, full_size: FullSize, more: Sequence[Sequence[Tensor]] = ()
+) -> list[HostFacts]:
     """Bring what the host needs to know of a batch in one small copy.
 
     Args:
         instances: From `select_instances`.
-        wanted: [B, K] bool.
+        full_size: Their masks at the size of the images.
+        more: Small tensors of each image that the task needs to read as well.
 
     Returns:
         One per image.
     """
-    # Floats travel as their bits, so that integers and floats can share one copy.
-    floats = torch.cat([instances.top_probs, instances.scores[:, :1]], dim=1).float()
-    table = torch.cat(
-        [
-            wanted.sum(dim=1, keepdim=True),
-            instances.stage_counts,
-            instances.top_labels,
-            floats.contiguous().view(torch.int32).long(),
-        ],
-        dim=1,
-    ).cpu()
-    bits = table[:, -NUM_TOP - 1 :].int().view(torch.float32).tolist()
+    of_batch = (
+        full_size.wanted.sum(dim=1),
+        instances.stage_counts,
+        instances.top_labels,
+        instances.top_probs.float(),
+        instances.scores,
+        instances.labels,
+    )
+    own = [masks.areas for masks in full_size.masks]
+    given = [tensor for tensors in more for tensor in tensors]
+    read = to_host([*of_batch, *own, *given])
+    wanted, counts, top_labels, top_probs, scores, labels = read[: len(of_batch)]
+    areas, rest = read[len(of_batch) :][: len(own)], read[len(of_batch) + len(own) :]
     facts = []
-    for row, (*probs, best) in zip(table.tolist(), bits, strict=True):
-        labels = row[1 + len(STAGES) : 1 + len(STAGES) + NUM_TOP]
-        top = [pair for pair in zip(labels, probs, strict=True) if pair[1] > 0]
-        facts.append(HostFacts(row[0], row[1 : 1 + len(STAGES)], top, best))
+    for index, count in enumerate(wanted.tolist()):
+        pairs = zip(top_labels[index].tolist(), top_probs[index].tolist(), strict=True)
+        size = len(more[index]) if more else 0
+        facts.append(
+            HostFacts(
+                wanted=count,
+                counts=counts[index].tolist(),
+                top=[pair for pair in pairs if pair[1] > 0],
+                scores=scores[index],
+                labels=labels[index],
+                areas=areas[index].tolist(),
+                more=tuple(rest[:size]),
+            )
+        )
+        rest = rest[size:]
     return facts
 
 
@@ -95,19 +124,19 @@ def explain_instances(
     stages.append(Stage("score_threshold", score_threshold, left))
     return Explanation(
         top=tuple((categories[label].name, probability) for label, probability in facts.top),
-        best_score=facts.best_score,
+        best_score=next(iter(facts.scores.tolist()), 0.0),
         stages=tuple(stages),
     )
 
 
 def explain_panoptic(
-    explanation: Explanation | None,
+    explanation: Explanation,
     *,
     things: Sequence[tuple[int, int, float, int]],
     stuff: Sequence[tuple[int, int, int]],
     num_shown: int,
     settings: Mapping[str, Any],
-) -> Explanation | None:
+) -> Explanation:
     """Add what the panoptic merge left.
 
     Args:
@@ -117,8 +146,6 @@ def explain_panoptic(
         num_shown: Instances of the result.
         settings: The keywords of `TaskAdapter.postprocess`.
     """
-    if explanation is None:
-        return None
     least = settings["panoptic_score_threshold"]
     # In float32, as the merge compares.
     eligible = int((torch.tensor([score for _, _, score, _ in things]) >= least).sum())

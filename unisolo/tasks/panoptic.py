@@ -13,11 +13,13 @@ from unisolo.categories import Categories, Category
 from unisolo.losses.core import LossOptions
 from unisolo.losses.stuff import scored_pixels, stuff_loss
 from unisolo.models.stuff_head import StuffHead
+from unisolo.ops.masks import CHUNK_PIXELS
 from unisolo.ops.panoptic import PanopticMerge, merge_panoptic, segment_stuff
 from unisolo.results import Result, Segment
 from unisolo.structures import GridSpec, ImageMeta, Instances, Outputs, Target
 from unisolo.tasks.base import TaskAdapter
-from unisolo.tasks.explained import explain_panoptic
+from unisolo.tasks.explained import HostFacts, explain_instances, explain_panoptic, host_facts
+from unisolo.tasks.full_size import FullSize, make_full_size, make_result
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -93,21 +95,39 @@ class PanopticTask(TaskAdapter):
         panoptic_overlap_threshold: float = 0.5,
         stuff_area_threshold: int = 4096,
         selection: Mapping[str, Any] | None = None,
+        chunk_pixels: int = CHUNK_PIXELS,
     ) -> list[Result]:
         """See the base class; results also carry `panoptic_seg` and `segments_info`.
 
         The instances are those of the instance task; `score_threshold` does not change the map,
-        which has its own `panoptic_score_threshold`.
+        which has its own `panoptic_score_threshold`. The merge is over, on the device, before the
+        host reads anything.
         """
-        plain = super().postprocess(
+        least = min(score_threshold, panoptic_score_threshold)
+        full_size = make_full_size(
             instances,
-            extras,
             metas,
             padded_size=padded_size,
-            score_threshold=min(score_threshold, panoptic_score_threshold),
+            score_threshold=least,
             mask_threshold=mask_threshold,
-            selection=selection,
+            chunk_pixels=chunk_pixels,
         )
+        merged = [
+            self._merge(
+                instances,
+                extras["stuff_logits"],
+                full_size,
+                index,
+                meta,
+                padded_size=padded_size,
+                score_threshold=panoptic_score_threshold,
+                overlap_threshold=panoptic_overlap_threshold,
+                stuff_area_threshold=stuff_area_threshold,
+                chunk_pixels=chunk_pixels,
+            )
+            for index, meta in enumerate(metas)
+        ]
+        facts_of_images = host_facts(instances, full_size, [merge[1:] for merge in merged])
         settings = {
             "score_threshold": score_threshold,
             "panoptic_score_threshold": panoptic_score_threshold,
@@ -115,42 +135,72 @@ class PanopticTask(TaskAdapter):
             "stuff_area_threshold": stuff_area_threshold,
         }
         results = []
-        for index, (result, meta) in enumerate(zip(plain, metas, strict=True)):
-            stuff_index = segment_stuff(
-                extras["stuff_logits"][index],
-                padded_size=padded_size,
-                input_size=meta.input_size,
-                orig_size=meta.orig_size,
+        for index, (facts, meta) in enumerate(zip(facts_of_images, metas, strict=True)):
+            table, shown = _table(facts), facts.places(score_threshold)
+            explanation = explain_instances(
+                facts,
+                self.categories,
+                selection or {},
+                mask_threshold=mask_threshold,
+                score_threshold=least,
+                left=len(table.things),
             )
-            if result.packed_masks is None:
-                raise ValueError("the panoptic merge needs the instances' masks")
-            merged = merge_panoptic(
-                result.packed_masks,
-                meta.orig_size[1],
-                result.scores,
-                stuff_index,
-                num_stuff=self.categories.num_stuff,
-                score_threshold=panoptic_score_threshold,
-                overlap_threshold=panoptic_overlap_threshold,
-                stuff_area_threshold=stuff_area_threshold,
+            result = make_result(
+                instances,
+                full_size,
+                index,
+                shown,
+                image_size=meta.orig_size,
+                categories=self.categories,
+                with_masks=True,
+                explanation=explain_panoptic(
+                    explanation,
+                    things=table.things,
+                    stuff=table.stuff,
+                    num_shown=len(shown),
+                    settings=settings,
+                ),
             )
-            table = _to_host(merged, result)
-            shown = result[result.scores >= score_threshold]
             results.append(
                 replace(
-                    shown,
-                    panoptic_seg=merged.panoptic_seg,
+                    result,
+                    panoptic_seg=merged[index].panoptic_seg,
                     segments_info=_segments(table, self.categories),
-                    explanation=explain_panoptic(
-                        result.explanation,
-                        things=table.things,
-                        stuff=table.stuff,
-                        num_shown=len(shown),
-                        settings=settings,
-                    ),
                 )
             )
         return results
+
+    def _merge(
+        self,
+        instances: Instances,
+        stuff_logits: Tensor,
+        full_size: FullSize,
+        index: int,
+        meta: ImageMeta,
+        *,
+        padded_size: tuple[int, int],
+        chunk_pixels: int,
+        **thresholds: Any,
+    ) -> PanopticMerge:
+        """Merge the instances and the stuff of one image; `thresholds` are `merge_panoptic`'s."""
+        stuff_index = segment_stuff(
+            stuff_logits[index],
+            padded_size=padded_size,
+            input_size=meta.input_size,
+            orig_size=meta.orig_size,
+            chunk_pixels=max(1, chunk_pixels // 4),
+        )
+        packed = full_size.masks[index].packed
+        # An unwanted place is below any threshold.
+        scores = torch.where(full_size.wanted[index], instances.scores[index], -1)
+        return merge_panoptic(
+            packed,
+            meta.orig_size[1],
+            scores[: len(packed)],
+            stuff_index,
+            num_stuff=self.categories.num_stuff,
+            **thresholds,
+        )
 
     def make_evaluators(self, dataset: Any, *, backend: str = "hotcoco") -> list[Evaluator]:
         """See the base class."""
@@ -177,25 +227,12 @@ class _Table(NamedTuple):
     stuff: list[tuple[int, int, int]]  # id, area, free pixels that were too few
 
 
-def _to_host(merged: PanopticMerge, instances: Result) -> _Table:
-    """Bring the table of a merged map to the host in one copy; scores travel as their bits."""
-    count = len(instances)
-    numbers = torch.cat(
-        [
-            merged.instance_ids.long(),
-            instances.labels,
-            merged.instance_areas,
-            instances.scores.view(torch.int32).long(),
-            merged.stuff_ids.long(),
-            merged.stuff_areas,
-            merged.small_stuff_areas,
-        ]
-    ).cpu()
-    ids, labels, areas, bits = numbers[: 4 * count].view(4, count)
-    scores = bits.int().view(torch.float32).tolist()
-    things = zip(ids.tolist(), labels.tolist(), scores, areas.tolist(), strict=True)
-    stuff = zip(*numbers[4 * count :].view(3, -1).tolist(), strict=True)
-    return _Table(list(things), list(stuff))
+def _table(facts: HostFacts) -> _Table:
+    """Read the tables of a merge, all of `PanopticMerge` but the map; things only with pixels."""
+    ids, areas, *stuff = (numbers.tolist() for numbers in facts.more)
+    scores, labels = facts.scores.tolist(), facts.labels.tolist()
+    things = [(ids[n], labels[n], scores[n], areas[n]) for n in facts.places()]
+    return _Table(things, list(zip(*stuff, strict=True)))
 
 
 def _segments(table: _Table, categories: Categories) -> tuple[Segment, ...]:
