@@ -9,9 +9,11 @@ import torch
 from assign_twin import TINY_GRID, make_target, rectangles, scenes
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from unisolo.losses.core import solo_losses
+from unisolo.losses.core import loss_counts, solo_losses
 from unisolo.losses.functional import dice_loss, sigmoid_focal_loss
+from unisolo.losses.targets import with_cell_targets
 from unisolo.structures import Outputs, Target
 
 SIZE = (64, 96)
@@ -221,6 +223,52 @@ def test_losses_inside_autocast_are_those_of_float32() -> None:
     for branch, reference in zip(half[:3], full[:3], strict=True):
         assert branch.grad is not None and reference.grad is not None
         torch.testing.assert_close(branch.grad, reference.grad.bfloat16())
+
+
+READING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim"}
+
+
+class NothingIsRead(TorchDispatchMode):
+    """Fails where the processor would have to wait for a GPU: values and lengths read from it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = func.overloadpacket.__name__
+        assert name not in READING, name
+        # A tensor made of Python numbers is copied to the device, and the copy waited for.
+        assert name not in {"lift_fresh", "lift_fresh_copy"}, name
+        for index in args[1] if name in {"index", "index_put", "index_put_"} else ():
+            assert index is None or index.dtype != torch.bool, name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("one_object_per_cell", [True, False])
+def test_cells_from_the_loader_give_the_same_losses_and_read_nothing(
+    one_object_per_cell: bool,
+) -> None:
+    targets = [scene() for scene in SCENES]
+    options = {"one_object_per_cell": one_object_per_cell, "max_positives": 3}
+    filled = with_cell_targets(targets, TINY_GRID, SIZE, **options)
+    assert all(target.cells is None for target in targets)
+    outputs = make_outputs(len(targets))
+    wanted = solo_losses(outputs, targets, TINY_GRID, **options)
+    counts = loss_counts(targets, TINY_GRID, SIZE, **options)
+    with NothingIsRead():
+        found = solo_losses(outputs, filled, TINY_GRID, **options)
+        found_counts = loss_counts(filled, TINY_GRID, SIZE, **options)
+        torch.stack(list(found.values())).sum().backward()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert found_counts == counts and counts["loss_mask"] > 0
+    with pytest.raises(AssertionError, match=r"nonzero|lift_fresh"), NothingIsRead():
+        solo_losses(outputs, targets, TINY_GRID, **options)
+
+
+def test_cells_of_another_grid_or_size_are_refused() -> None:
+    outputs = make_outputs(1)
+    coarse = replace(TINY_GRID, sizes=(9, 8, 6, 4, 3))
+    for grid, size in ((coarse, SIZE), (TINY_GRID, (64, 64))):
+        other = with_cell_targets([nothing(size)], grid, size)[0].cells
+        with pytest.raises(ValueError, match="cells of target 0 were worked out for another grid"):
+            solo_losses(outputs, [replace(nothing(), cells=other)], TINY_GRID)
 
 
 def test_wrong_input_is_named() -> None:

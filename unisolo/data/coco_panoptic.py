@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class CocoPanoptic(Dataset[Sample]):
         provides: Kinds of ground truth: {"things", "stuff"}.
         image_ids: Ids of the images, ascending; sample i is image `image_ids[i]`.
         panoptic_dir: As given.
+        cache: All samples as `read` gives them, or None; see `unisolo.data.cache`.
 
     Raises:
         DatasetError: If a file or an entry cannot be used.
@@ -82,6 +83,7 @@ class CocoPanoptic(Dataset[Sample]):
         self.instances = instances
         self.transform = transform
         self.with_targets = with_targets
+        self.cache: Sequence[RawSample] | None = None
         tree = read_coco(self.annotations)
         self.categories = self._read_categories(tree["categories"])
         images, all_ids = select_images(self.annotations, tree, self.image_dir, max_images)
@@ -135,7 +137,12 @@ class CocoPanoptic(Dataset[Sample]):
         return len(self._records)
 
     def __getitem__(self, index: int) -> Sample:
-        """Read image `image_ids[index]`.
+        """Return image `image_ids[index]`, transformed; raises what `read` raises."""
+        raw = self.read(index) if self.cache is None else self.cache[index]
+        return to_sample(raw) if self.transform is None else self.transform(raw)
+
+    def read(self, index: int) -> RawSample:
+        """Read image `image_ids[index]` from disk.
 
         Raises:
             ImageError: If the image file cannot be used.
@@ -146,8 +153,7 @@ class CocoPanoptic(Dataset[Sample]):
         size = (record["height"], record["width"])
         meta = ImageMeta(record["id"], record["file_name"], size, size)
         target = self._target(record) if self.with_targets else None
-        raw = RawSample(image, meta, target)
-        return to_sample(raw) if self.transform is None else self.transform(raw)
+        return RawSample(image, meta, target)
 
     def object_boxes(self) -> ObjectBoxes:
         """Boxes of all objects by the file, without reading an image; crowd left out."""
