@@ -279,10 +279,22 @@ def upsample_masks(
     Raises:
         ValueError: As `resize_to_original`.
     """
-    if backend_for(mask_probs.device) == "triton":
+    backend = backend_for(mask_probs.device)
+    if backend == "triton":
         from unisolo.ops.kernels.upsample import upsample_masks as twin
 
         return twin(
+            mask_probs,
+            padded_size=padded_size,
+            input_size=input_size,
+            orig_size=orig_size,
+            threshold=threshold,
+            chunk_pixels=chunk_pixels,
+        )
+    if backend == "cpu":
+        from unisolo.ops.cpu.upsample import upsample_masks as cpu_twin
+
+        return cpu_twin(
             mask_probs,
             padded_size=padded_size,
             input_size=input_size,

@@ -52,10 +52,17 @@ def matrix_nms(
             f"matrix_nms needs bool masks [N, H, W], got {masks.dtype} {list(masks.shape)}; "
             "threshold soft masks first"
         )
-    if backend_for(masks.device) == "triton":
+    backend = backend_for(masks.device)
+    if backend == "triton":
         from unisolo.ops.kernels.nms import matrix_nms as twin
 
         return twin(masks, labels, scores, kernel=kernel, sigma=sigma, chunk_pixels=chunk_pixels)
+    if backend == "cpu":
+        from unisolo.ops.cpu.nms import matrix_nms as cpu_twin
+
+        return cpu_twin(
+            masks, labels, scores, kernel=kernel, sigma=sigma, chunk_pixels=chunk_pixels
+        )
     intersections = mask_intersections(masks.flatten(-2), chunk_pixels=chunk_pixels)
     factors = decay_factors(intersections, labels, scores, kernel=kernel, sigma=sigma)
     return scores.float() * factors
