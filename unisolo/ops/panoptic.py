@@ -21,7 +21,7 @@ from unisolo.ops.masks import (
     unpack_bits,
 )
 
-__all__ = ["PanopticMerge", "merge_panoptic", "segment_stuff"]
+__all__ = ["PanopticMerge", "check_merge", "merge_panoptic", "segment_stuff"]
 
 
 class PanopticMerge(NamedTuple):
@@ -146,7 +146,20 @@ def merge_panoptic(
     Raises:
         ValueError: If shapes or dtypes do not fit each other.
     """
-    _check(packed_masks, width, scores, stuff_index, num_stuff)
+    if backend_for(packed_masks.device) == "triton":
+        from unisolo.ops.kernels.merge import merge_panoptic as twin
+
+        return twin(
+            packed_masks,
+            width,
+            scores,
+            stuff_index,
+            num_stuff=num_stuff,
+            score_threshold=score_threshold,
+            overlap_threshold=overlap_threshold,
+            stuff_area_threshold=stuff_area_threshold,
+        )
+    check_merge(packed_masks, width, scores, stuff_index, num_stuff)
     owner, instance_areas = _paint_instances(
         packed_masks, width, scores >= score_threshold, overlap_threshold
     )
@@ -247,9 +260,14 @@ def _with_zero(ids: Tensor) -> Tensor:
     return torch.cat([ids.new_zeros(1), ids])
 
 
-def _check(
+def check_merge(
     packed_masks: Tensor, width: int, scores: Tensor, stuff_index: Tensor | None, num_stuff: int
 ) -> None:
+    """Refuse what `merge_panoptic` and its twins cannot merge.
+
+    Raises:
+        ValueError: If shapes or dtypes do not fit each other.
+    """
     if (
         packed_masks.ndim != 3
         or packed_masks.dtype != torch.uint8
