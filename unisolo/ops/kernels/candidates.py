@@ -91,8 +91,9 @@ def ranked_pairs(
     state = torch.zeros(batch_size, STEPS.value + 2, dtype=torch.int32, device=device)
     labels, cells = torch.empty(2, batch_size, count, dtype=torch.int64, device=device)
     scores = torch.empty(batch_size, count, dtype=torch.float32, device=device)
-    top_probs = torch.zeros(batch_size, NUM_TOP, dtype=torch.float32, device=device)
-    top_labels = torch.zeros(batch_size, NUM_TOP, dtype=torch.int64, device=device)
+    fill = torch.zeros if num_pairs < NUM_TOP else torch.empty
+    top_probs = fill(batch_size, NUM_TOP, dtype=torch.float32, device=device)
+    top_labels = fill(batch_size, NUM_TOP, dtype=torch.int64, device=device)
     shape = (num_pairs, num_categories)
     ranked = min(max(capacity, wanted), num_pairs)
     with on_device_of(probs):
@@ -102,7 +103,7 @@ def ranked_pairs(
             left,
             state,
             *shape,
-            score_threshold,
+            float(score_threshold),
             SIZES=grid.sizes,
             STARTS=grid.offsets,
             NUM_LEVELS=grid.num_levels,
@@ -113,7 +114,7 @@ def ranked_pairs(
         listed = probs.view(torch.int32)
         _list[chunks](left, state, listed, places, num_pairs, wanted, BLOCK=2048, num_warps=8)
         _shorten[(batch_size,)](
-            state, listed, places, num_pairs, wanted, capacity, BLOCK=4096, num_warps=16
+            state, listed, places, num_pairs, wanted, capacity, BLOCK=2048, num_warps=8
         )
         _rank[(triton.cdiv(ranked, 8), batch_size)](
             state,
@@ -128,7 +129,7 @@ def ranked_pairs(
             wanted,
             count,
             capacity,
-            score_threshold,
+            float(score_threshold),
             NUM_TOP=NUM_TOP,
             OWN=8,
             OTHERS=256,
@@ -236,24 +237,11 @@ def _shorten(  # type: ignore[no-untyped-def]
         last_bits = 0
         last_place = 0
         for digit in tl.static_range(6):
-            shift: tl.constexpr = 20 - 10 * (digit % 3)
-            counts = tl.zeros([2048], tl.int32)
-            for start in range(0, length, BLOCK):
-                at = start + tl.arange(0, BLOCK)
-                bits = tl.load(listed_ptr + at, mask=at < length, other=0)
-                key = bits
-                same = at < length
-                if digit < 3:
-                    same = same & ((key >> shift >> 10) == last_bits)
-                else:
-                    key = 0x3FFFFFFF - tl.load(places_ptr + at, mask=at < length, other=0)
-                    same = same & (bits == last_bits) & ((key >> shift >> 10) == last_place)
-                # The second half of the counts takes what is not looked for.
-                counts += tl.histogram(tl.where(same, (key >> shift) & 1023, 1024), 2048)
-            values = tl.arange(0, 2048)
-            counts = tl.where(values < 1024, counts, 0)
+            counts = _digits(
+                listed_ptr, places_ptr, length, last_bits, last_place, DIGIT=digit, BLOCK=BLOCK
+            )
             found = _reached(counts, missing)
-            missing -= tl.sum(tl.where(values > found, counts, 0), 0)
+            missing -= tl.sum(tl.where(tl.arange(0, 2048) > found, counts, 0), 0)
             if digit < 3:
                 last_bits = last_bits * 1024 + found
             else:
@@ -270,6 +258,33 @@ def _shorten(  # type: ignore[no-untyped-def]
             tl.store(listed_ptr + to, bits, mask=stays != 0)
             tl.store(places_ptr + to, places, mask=stays != 0)
             written += tl.sum(stays, 0)
+
+
+@jit
+def _digits(  # type: ignore[no-untyped-def]
+    listed_ptr,
+    places_ptr,
+    length,
+    last_bits,
+    last_place,
+    DIGIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """How often a digit has each value, where the digits before it are the last pair's."""
+    shift: tl.constexpr = 20 - 10 * (DIGIT % 3)
+    counts = tl.zeros([2048], tl.int32)
+    for start in range(0, length, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        bits = tl.load(listed_ptr + at, mask=at < length, other=0)
+        if DIGIT < 3:
+            key = bits
+            same = (at < length) & ((key >> shift >> 10) == last_bits)
+        else:
+            key = 0x3FFFFFFF - tl.load(places_ptr + at, mask=at < length, other=0)
+            same = (at < length) & (bits == last_bits) & ((key >> shift >> 10) == last_place)
+        # The second half takes what is not looked for.
+        counts += tl.histogram(tl.where(same, (key >> shift) & 1023, 1024), 2048)
+    return tl.where(tl.arange(0, 2048) < 1024, counts, 0)
 
 
 @jit

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
@@ -33,9 +34,6 @@ from unisolo.structures import GridSpec
 __all__ = ["Tiling", "dynamic_masks", "is_wide", "logit_tile", "resident_kernels", "tiling_of"]
 
 BLOCK_PIXELS = 32 * BLOCK_WORDS
-RESIDENT_MEMORY = 226 * 1024
-"""Bytes of shared memory that 256 kernels of 256 channels need beside three tiles of features."""
-
 SUMS = 4
 """Area, twice the probability above one half, first and last occupied block."""
 
@@ -90,7 +88,7 @@ def tiling_of(kernels: Tensor, features: Tensor, num_rows: int, most_rows: int =
     half = kernels.dtype == features.dtype and kernels.dtype in (torch.float16, torch.bfloat16)
     if not half:
         return Tiling(64, 32, False, 4, torch.float32)
-    if padded > 256 or (features.is_cuda and _shared_memory(features.device) < RESIDENT_MEMORY):
+    if padded > 256 or not _holds_kernels(features.device):
         return Tiling(128, 64, False, 8, kernels.dtype)
     if num_rows <= 64:
         return Tiling(64, padded, True, 4, kernels.dtype)
@@ -192,8 +190,14 @@ def is_wide(features: Tensor) -> bool:
     return reach >= 2**31 - 1
 
 
-def _shared_memory(device: torch.device) -> int:
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+@cache
+def _holds_kernels(device: torch.device) -> bool:
+    """Whether 256 kernels of 256 channels fit on the chip, beside three tiles of features.
+
+    They take 226 KiB of shared memory; of the GPUs that Triton serves, those for data centres from
+    Hopper on have 227 KiB.
+    """
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
 @jit

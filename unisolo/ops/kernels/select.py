@@ -121,7 +121,7 @@ def _stage_counts(
             num_passing.stride(0),
             count,
             places,
-            update_threshold,
+            float(update_threshold),
             BLOCK=1024,
             num_warps=4,
         )
