@@ -146,7 +146,8 @@ def merge_panoptic(
     Raises:
         ValueError: If shapes or dtypes do not fit each other.
     """
-    if backend_for(packed_masks.device) == "triton":
+    backend = backend_for(packed_masks.device)
+    if backend == "triton":
         from unisolo.ops.kernels.merge import merge_panoptic as twin
 
         return twin(
@@ -160,6 +161,19 @@ def merge_panoptic(
             stuff_area_threshold=stuff_area_threshold,
         )
     check_merge(packed_masks, width, scores, stuff_index, num_stuff)
+    if backend == "cpu":
+        from unisolo.ops.cpu.merge import merge_panoptic as cpu_twin
+
+        return cpu_twin(
+            packed_masks,
+            width,
+            scores,
+            stuff_index,
+            num_stuff=num_stuff,
+            score_threshold=score_threshold,
+            overlap_threshold=overlap_threshold,
+            stuff_area_threshold=stuff_area_threshold,
+        )
     owner, instance_areas = _paint_instances(
         packed_masks, width, scores >= score_threshold, overlap_threshold
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,31 +34,31 @@ def pack_words(masks: Tensor) -> NDArray[np.uint64]:
     return words
 
 
-def count_bits(words: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    """Count the set bits of every word.
+def count_bits(words: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.uint8]:
+    """Count the set bits of every number.
 
     Args:
-        words: Of any shape.
+        words: Of any shape and size.
 
     Returns:
-        0 to 64, of the same shape.
+        Of the same shape.
     """
     counts: NDArray[np.uint8] = _bitwise_count(words)
     return counts
 
 
-def _count_by_table(words: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    pieces = np.ascontiguousarray(words).view(np.uint16).reshape(*words.shape, 4)
+def _count_by_table(words: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.uint8]:
+    pieces = np.ascontiguousarray(words).view(np.uint8).reshape(*words.shape, words.itemsize)
     counts: NDArray[np.uint8] = _table()[pieces].sum(-1, dtype=np.uint8)
     return counts
 
 
 @cache
 def _table() -> NDArray[np.uint8]:
-    """Bits of all 16-bit numbers."""
-    numbers = np.arange(2**16, dtype=np.uint16)
-    bits = np.unpackbits(numbers.view(np.uint8).reshape(-1, 2), axis=1)
-    counts: NDArray[np.uint8] = bits.sum(1, dtype=np.uint8)
+    """Set bits of all bytes."""
+    counts: NDArray[np.uint8] = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(
+        1, dtype=np.uint8
+    )
     return counts
 
 
