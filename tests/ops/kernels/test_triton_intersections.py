@@ -12,11 +12,9 @@ from unisolo.ops.kernels.packed import pack_masks
 
 
 @pytest.fixture(autouse=True)
-def _poisoned():
-    """Memory that nobody has written holds the largest integer, or NaN."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
+def _poison(poisoned):
+    with poisoned():
+        yield
 
 
 def expected(masks, labels, scores):

@@ -21,11 +21,9 @@ KERNELS = [("gaussian", 2.0), ("gaussian", 0.5), ("linear", 2.0)]
 
 
 @pytest.fixture(autouse=True)
-def _poisoned():
-    """Memory that nobody has written holds the largest integer, or NaN."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
+def _poison(poisoned):
+    with poisoned():
+        yield
 
 
 def scene(batch_size, count, num_labels, num_scores=9):
@@ -131,9 +129,11 @@ def check_kept(device, candidates, decayed, update_threshold, max_instances):
     for name in ("scores", "labels", "cells"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
     assert found.valid.dtype == torch.bool and torch.equal(found.valid, valid)
-    assert torch.equal(found.index >= 0, valid)
+    assert torch.equal(found.candidates >= 0, valid)
     image, place = valid.nonzero(as_tuple=True)
-    assert torch.equal(candidates.cells[image, found.index[valid]], expected.cells[image, place])
+    assert torch.equal(
+        candidates.cells[image, found.candidates[valid]], expected.cells[image, place]
+    )
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_kernels_compile_without_spills(capability, dtype):
     best = {
         "scores_ptr": scores,
         **dict.fromkeys(("decayed_ptr", "best_ptr"), reals),
-        **dict.fromkeys(("labels_ptr", "cells_ptr", "index_ptr"), longs),
+        **dict.fromkeys(("labels_ptr", "cells_ptr", "chosen_ptr"), longs),
         **dict.fromkeys(("best_labels_ptr", "best_cells_ptr"), longs),
         "valid_ptr": "*u8:16",
         **dict.fromkeys(("count", "places"), "i32"),

@@ -41,14 +41,14 @@ class Kept(NamedTuple):
         scores: [B, K] float32, decayed; 0 in empty places.
         labels: [B, K] int64; 0 in empty places.
         cells: [B, K] int64; 0 in empty places.
-        index: [B, K] int64, the place among the candidates; -1 in empty places.
+        candidates: [B, K] int64, which of the N candidates it is; -1 in empty places.
         valid: [B, K] bool, whether the place is filled.
     """
 
     scores: Tensor
     labels: Tensor
     cells: Tensor
-    index: Tensor
+    candidates: Tensor
     valid: Tensor
 
 
@@ -154,7 +154,7 @@ def keep_best(
     size = (batch_size, max_instances)
     device = scores.device
     best = torch.empty(size, dtype=torch.float32, device=device)
-    best_labels, best_cells, index = torch.empty(3, *size, dtype=torch.int64, device=device)
+    best_labels, best_cells, chosen = torch.empty(3, *size, dtype=torch.int64, device=device)
     valid = torch.empty(size, dtype=torch.uint8, device=device)
     inputs = (_comparable(scores), labels.contiguous(), cells.contiguous(), decayed.contiguous())
     with on_device_of(scores):
@@ -163,7 +163,7 @@ def keep_best(
             best,
             best_labels,
             best_cells,
-            index,
+            chosen,
             valid,
             count,
             max_instances,
@@ -172,7 +172,7 @@ def keep_best(
             OTHERS=OTHERS,
             num_warps=4,
         )
-    return Kept(best, best_labels, best_cells, index, valid.view(torch.bool))
+    return Kept(best, best_labels, best_cells, chosen, valid.view(torch.bool))
 
 
 def keep_top(scores: Tensor, count: int) -> Tensor:
@@ -310,7 +310,7 @@ def _keep_best(  # type: ignore[no-untyped-def]
     best_ptr,
     best_labels_ptr,
     best_cells_ptr,
-    index_ptr,
+    chosen_ptr,
     valid_ptr,
     count,
     places,
@@ -345,7 +345,7 @@ def _keep_best(  # type: ignore[no-untyped-def]
     tl.store(best_labels_ptr + place, label, mask=written)
     cell = tl.load(cells_ptr + base + j, mask=stays, other=0).to(tl.int64)
     tl.store(best_cells_ptr + place, cell, mask=written)
-    tl.store(index_ptr + place, tl.where(stays, j, -1).to(tl.int64), mask=written)
+    tl.store(chosen_ptr + place, tl.where(stays, j, -1).to(tl.int64), mask=written)
     tl.store(valid_ptr + place, stays.to(tl.uint8), mask=written)
     if tl.program_id(0) == 0:
         for start in range(count, places, OTHERS):  # places for which there are no candidates
@@ -354,7 +354,7 @@ def _keep_best(  # type: ignore[no-untyped-def]
             tl.store(best_ptr + first_place + empty, zeros.to(tl.float32), mask=empty < places)
             tl.store(best_labels_ptr + first_place + empty, zeros, mask=empty < places)
             tl.store(best_cells_ptr + first_place + empty, zeros, mask=empty < places)
-            tl.store(index_ptr + first_place + empty, zeros - 1, mask=empty < places)
+            tl.store(chosen_ptr + first_place + empty, zeros - 1, mask=empty < places)
             tl.store(valid_ptr + first_place + empty, zeros.to(tl.uint8), mask=empty < places)
 
 
