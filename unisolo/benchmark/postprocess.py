@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import get_args
 
 import torch
 
-from unisolo.benchmark.floor import Ceilings, Work, floors, measure_ceilings
+from unisolo.benchmark.floor import Work, floors, measure_ceilings
 from unisolo.benchmark.gpu_timing import peak_bytes, tf32, time_on_gpu
 from unisolo.benchmark.machine import describe_machine
-from unisolo.benchmark.postprocess_checks import Agreement, compare_answers
+from unisolo.benchmark.postprocess_checks import compare_answers, count_wrong
+from unisolo.benchmark.postprocess_report import (
+    Mode,
+    PostprocessReport,
+    PostprocessRow,
+    PruningRow,
+    StageRow,
+)
+from unisolo.benchmark.postprocess_stages import (
+    KernelStages,
+    cpu_wrong_intersections,
+    operation_calls,
+)
 from unisolo.benchmark.postprocess_ways import (
     PLACES,
     Answer,
@@ -21,14 +32,19 @@ from unisolo.benchmark.postprocess_ways import (
     package_call,
     reference_call,
 )
-from unisolo.benchmark.pruning import OURS, WITHOUT_WAITING, pruning_calls, pruning_inputs
-from unisolo.benchmark.scenes import SCENES, SceneName, make_scene
+from unisolo.benchmark.pruning import (
+    OURS,
+    WITHOUT_WAITING,
+    PruningInputs,
+    pruning_calls,
+    pruning_inputs,
+)
+from unisolo.benchmark.scenes import SCENES, Scene, SceneName, make_scene
 from unisolo.benchmark.timing import Timing, time_in_turns
 from unisolo.ops.backend import backend_for, use_kernels
+from unisolo.ops.masks import mask_intersections
 
-__all__ = ["PostprocessReport", "PostprocessRow", "PruningRow", "measure_postprocess"]
-
-Mode = Literal["eager", "graph"]
+__all__ = ["measure_postprocess"]
 
 REFERENCE, REFERENCE_TF32, DEFINITION = "reference", "reference, TF32", "ours, torch"
 """Ways; the fastest reference is what the others are compared with."""
@@ -37,93 +53,6 @@ TWINS = {"cpu": "ours, CPU", "triton": "ours, Triton"}
 CHANNELS = 256
 
 Call = Callable[[], Answer]
-
-
-@dataclass(frozen=True)
-class PostprocessRow:
-    """One way through the whole post-process of one scene.
-
-    Attributes:
-        scene: A key of `SCENES`.
-        candidates: How many.
-        start: "candidates" or "logits".
-        way: Whose operations.
-        mode: Launched from Python, or replayed from a CUDA graph.
-        timing: In milliseconds.
-        peak_mib: Device memory beyond the inputs, MiB; None on a CPU.
-        speedup: Median of the fastest reference over this one.
-        cpu_speedup: The same of processor time; None on a GPU.
-        of_floor: This median over the floor; on a CPU both are processor time.
-        agreement: With the reference in float32.
-    """
-
-    scene: str
-    candidates: int
-    start: Start
-    way: str
-    mode: Mode
-    timing: Timing
-    peak_mib: float | None
-    speedup: float
-    cpu_speedup: float | None
-    of_floor: float
-    agreement: Agreement
-
-
-@dataclass(frozen=True)
-class PruningRow:
-    """One way to prune the masks of one scene, overlaps included.
-
-    Attributes:
-        scene: A key of `SCENES`.
-        masks: How many entered.
-        way: Which.
-        mode: Launched from Python, or replayed from a CUDA graph.
-        timing: In milliseconds.
-        of_ours: This median over that of our Matrix NMS in the same mode.
-    """
-
-    scene: str
-    masks: int
-    way: str
-    mode: Mode
-    timing: Timing
-    of_ours: float
-
-
-@dataclass(frozen=True)
-class PostprocessReport:
-    """All rows and what they were measured on.
-
-    Attributes:
-        machine: See `describe_machine`.
-        device: "cpu" or "cuda".
-        threads: Of the CPU's operations.
-        dtype: Of kernels and mask features.
-        image_size: (H, W).
-        feature_size: (h, w).
-        channels: E.
-        ceilings: What the device does at most.
-        floors: Milliseconds of each stage at least, by number of candidates (see `floors`).
-        rows: Of the whole post-process.
-        pruning: Of pruning alone.
-    """
-
-    machine: dict[str, Any]
-    device: str
-    threads: int
-    dtype: str
-    image_size: tuple[int, int]
-    feature_size: tuple[int, int]
-    channels: int
-    ceilings: Ceilings
-    floors: dict[int, dict[str, float]]
-    rows: tuple[PostprocessRow, ...]
-    pruning: tuple[PruningRow, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
-        return asdict(self)
 
 
 def measure_postprocess(
@@ -171,7 +100,9 @@ def measure_postprocess(
     image_size = image_size or ((800, 1333) if on_gpu else (608, 800))
     dtype = dtype or (torch.bfloat16 if on_gpu else torch.float32)
     rows: list[PostprocessRow] = []
+    stages: list[StageRow] = []
     pruning: list[PruningRow] = []
+    wrong: dict[str, int] = {}
     with _settings(device, threads):
         tell("measuring what the device does at most")
         ceilings = measure_ceilings(device, dtype, repeat)
@@ -186,7 +117,10 @@ def measure_postprocess(
                 least[count] = floors(_work(problem), ceilings)
                 for start in get_args(Start):
                     rows += _rows(problem, start, least[count], repeat)
-                pruning += _pruning_rows(problem, repeat)
+                stages += _stage_rows(problem, least[count], repeat)
+                inputs = pruning_inputs(scene)
+                pruning += _pruning_rows(name, inputs, repeat)
+                wrong[f"{name}, {count}"] = _wrong_intersections(scene, inputs)
     return PostprocessReport(
         machine=describe_machine(),
         device=device.type,
@@ -198,6 +132,8 @@ def measure_postprocess(
         ceilings=ceilings,
         floors=least,
         rows=tuple(rows),
+        stages=tuple(stages),
+        wrong_intersections=wrong,
         pruning=tuple(pruning),
     )
 
@@ -208,7 +144,7 @@ def _settings(device: torch.device, threads: int) -> Iterator[None]:
     torch.set_num_threads(threads)
     current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     try:
-        with current, torch.inference_mode(), tf32(False), use_kernels("auto"):
+        with current, torch.no_grad(), tf32(False), use_kernels("auto"):
             yield
     finally:
         torch.set_num_threads(before)
@@ -245,9 +181,11 @@ def _calls(problem: Problem, start: Start) -> dict[str, Call]:
     if device.type == "cuda":
         calls[REFERENCE_TF32] = rounded
     calls[DEFINITION] = definition
-    twin = TWINS.get(backend_for(device))
-    if twin is not None:
-        calls[twin] = ours
+    backend = backend_for(device)
+    if backend == "triton" and start == "candidates":
+        calls[TWINS[backend]] = KernelStages(problem.scene).answer
+    elif backend in TWINS:
+        calls[TWINS[backend]] = ours
     return calls
 
 
@@ -292,8 +230,32 @@ def _rows(
     ]
 
 
-def _pruning_rows(problem: Problem, repeat: int) -> list[PruningRow]:
-    inputs = pruning_inputs(problem.scene)
+def _stage_rows(problem: Problem, least: Mapping[str, float], repeat: int) -> list[StageRow]:
+    scene = problem.scene
+    device = scene.outputs.kernels.device
+    triton = backend_for(device) == "triton"
+    calls = KernelStages(scene).calls() if triton else operation_calls(problem)
+    on_gpu = device.type == "cuda"
+    modes: dict[Mode, dict[str, Timing]] = {"eager": _time(calls, repeat, on_gpu)}
+    if triton:
+        modes["graph"] = time_on_gpu(calls, repeat, graph=True)
+    return [
+        StageRow(scene.name, len(scene.candidates.scores), stage, mode, timing, least.get(stage))
+        for mode, timings in modes.items()
+        for stage, timing in timings.items()
+    ]
+
+
+def _wrong_intersections(scene: Scene, inputs: PruningInputs) -> int:
+    if backend_for(inputs.masks.device) == "triton":
+        return KernelStages(scene).wrong_intersections()
+    if inputs.masks.is_cuda:  # the definition
+        flat = inputs.masks.flatten(1)
+        return count_wrong(mask_intersections(flat), flat, inputs.labels)
+    return cpu_wrong_intersections(inputs.masks, inputs.labels)
+
+
+def _pruning_rows(scene: str, inputs: PruningInputs, repeat: int) -> list[PruningRow]:
     on_gpu = inputs.masks.is_cuda
     calls = pruning_calls(inputs)
     modes: dict[Mode, dict[str, Timing]] = {"eager": _time(calls, repeat, on_gpu)}
@@ -302,7 +264,7 @@ def _pruning_rows(problem: Problem, repeat: int) -> list[PruningRow]:
         modes["graph"] = time_on_gpu(captured, repeat, graph=True)
     return [
         PruningRow(
-            scene=problem.scene.name,
+            scene=scene,
             masks=len(inputs.scores),
             way=name,
             mode=mode,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from unisolo.benchmark.postprocess import PostprocessReport, PostprocessRow, PruningRow
 from unisolo.benchmark.postprocess_checks import Agreement
+from unisolo.benchmark.postprocess_report import PostprocessReport, PostprocessRow, PruningRow
 
 __all__ = ["postprocess_tables"]
 
@@ -11,7 +11,15 @@ __all__ = ["postprocess_tables"]
 def postprocess_tables(report: PostprocessReport) -> str:
     """Make all tables, with a sentence on what was measured before them."""
     return "\n\n".join(
-        [_method(report), _whole(report), _floors(report), _pruning(report), _agreements(report)]
+        [
+            _method(report),
+            _whole(report),
+            _stages(report),
+            _floors(report),
+            _pruning(report),
+            _agreements(report),
+            _exactness(report),
+        ]
     )
 
 
@@ -59,6 +67,27 @@ def _whole_line(row: PostprocessRow) -> str:
     else:
         cells += [_short(timing.cpu), f"{row.cpu_speedup:.2f} x"]
     return f"| {' | '.join([*cells, f'{row.of_floor:.1f} x'])} |"
+
+
+def _stages(report: PostprocessReport) -> str:
+    lines = ["| scene | candidates | stage | mode | ms | floor, ms |", "|" + "---|" * 6]
+    for row in report.stages:
+        floor = "-" if row.floor is None else _short(row.floor)
+        lines.append(
+            f"| {row.scene} | {row.candidates} | {row.stage} | {row.mode} | "
+            f"{_short(row.timing.median)} | {floor} |"
+        )
+    return "\n".join(lines)
+
+
+def _exactness(report: PostprocessReport) -> str:
+    wrong = {name: count for name, count in report.wrong_intersections.items() if count}
+    if wrong:
+        return f"INTERSECTIONS ARE WRONG: {wrong}"
+    return (
+        "Intersections equal 64-bit counts of the same bits for every pair of one label: "
+        f"{'; '.join(report.wrong_intersections)}."
+    )
 
 
 def _floors(report: PostprocessReport) -> str:

@@ -19,7 +19,7 @@ from unisolo.benchmark.reference_chain import (
 from unisolo.benchmark.scenes import UNLIKELY, Scene
 from unisolo.ops.masks import UpsampledMasks, unpack_bits, upsample_masks
 from unisolo.ops.select import select_instances
-from unisolo.structures import GridSpec, Outputs
+from unisolo.structures import GridSpec, Instances, Outputs
 
 __all__ = [
     "PLACES",
@@ -29,6 +29,7 @@ __all__ = [
     "Start",
     "package_call",
     "reference_call",
+    "select",
     "upsample",
 ]
 
@@ -143,30 +144,34 @@ def reference_call(problem: Problem, start: Start) -> Callable[[], Answer]:
 
 
 def package_call(problem: Problem, start: Start) -> Callable[[], Answer]:
-    """Return this package's post-process as a call: `select_instances` and `upsample_masks`.
+    """Return this package's post-process as a call: `select_instances` and `upsample_masks`."""
+
+    def call() -> Answer:
+        found = select(problem, start)
+        masks = upsample(problem.scene, found.mask_probs[0]).packed
+        cells = found.cells[0]
+        if start == "candidates":
+            cells = problem.few_cells[cells]
+        return Answer(found.scores[0], found.labels[0], cells, found.valid[0], masks)
+
+    return call
+
+
+def select(problem: Problem, start: Start) -> Instances:
+    """Choose the instances of a scene with the public operation.
 
     Given candidates come as raw outputs of hardly more cells, so finding them is a small part of
     the time.
     """
     scene = problem.scene
     given = start == "candidates"
-    outputs = problem.few if given else scene.outputs
-    grid = problem.few_grid if given else scene.grid
-    max_candidates = len(scene.candidates.scores)
-
-    def call() -> Answer:
-        found = select_instances(
-            outputs,
-            grid,
-            max_candidates=max_candidates,
-            pre_nms=PRE_NMS,
-            max_instances=PLACES,
-        )
-        masks = upsample(scene, found.mask_probs[0]).packed
-        cells = problem.few_cells[found.cells[0]] if given else found.cells[0]
-        return Answer(found.scores[0], found.labels[0], cells, found.valid[0], masks)
-
-    return call
+    return select_instances(
+        problem.few if given else scene.outputs,
+        problem.few_grid if given else scene.grid,
+        max_candidates=len(scene.candidates.scores),
+        pre_nms=PRE_NMS,
+        max_instances=PLACES,
+    )
 
 
 def upsample(scene: Scene, mask_probs: Tensor) -> UpsampledMasks:
