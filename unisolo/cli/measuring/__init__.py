@@ -5,6 +5,7 @@ from __future__ import annotations
 from unisolo.cli.measuring.app import benchmark
 from unisolo.cli.measuring.evaluate import evaluate
 from unisolo.cli.measuring.latency import latency
+from unisolo.cli.measuring.memory import memory
 from unisolo.cli.measuring.postprocess import postprocess
 
-__all__ = ["benchmark", "evaluate", "latency", "postprocess"]
+__all__ = ["benchmark", "evaluate", "latency", "memory", "postprocess"]
