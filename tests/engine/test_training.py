@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,10 @@ def test_a_run_leaves_a_usable_model_and_its_numbers(
     first = log_rows(tmp_path)[0]
     assert first["step"] == 1
     names = {"loss", "loss_category", "loss_mask", "lr", "images_per_second", "grad_norm"}
+    names |= {"data_share", "data_time", "step_time"}
+    whole = first["data_time"] + first["step_time"]
+    assert first["data_share"] == pytest.approx(first["data_time"] / whole)
+    assert first["images_per_second"] == pytest.approx(2 / whole)
     assert names | set(TASKS[task].loss_weights) <= set(first)
     assert (tmp_path / "config.yaml").is_file()
     assert (tmp_path / "checkpoints" / "step_00000002.pt").is_file()
@@ -71,6 +76,52 @@ def test_resuming_gives_the_run_that_was_not_interrupted(shapes: Path, tmp_path:
     for part in ("model", "ema"):
         for name, tensor in whole[part].items():
             assert torch.equal(tensor, resumed[part][name]), (part, name)
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return read_state(StateFolder(out).paths()[0])["model"]
+
+
+def test_a_cache_changes_nothing(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("task=instance", "data.augment.scale_jitter=[0.7, 1.3]", "train.steps=3")
+    train(config_for(shapes, tmp_path / "disk", *settings))
+    assert "training images in" not in capsys.readouterr().out
+    train(config_for(shapes, tmp_path / "ram", *settings, "data.cache=ram"))
+    assert "data.cache=ram: 7 training images in 0.00 GiB" in capsys.readouterr().out
+    train(config_for(shapes, tmp_path / "full", *settings, "data.cache=ram", "data.cache_gib=1e-5"))
+    said = capsys.readouterr().out
+    assert "data.cache=ram is left off" in said and "waited for data" in said
+    for name, tensor in weights(tmp_path / "disk").items():
+        assert torch.equal(tensor, weights(tmp_path / "ram")[name]), name
+        assert torch.equal(tensor, weights(tmp_path / "full")[name]), name
+
+
+@pytest.mark.slow
+def test_a_compiled_run_learns_what_a_plain_one_does(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also resumed, averaged and evaluated: what is saved has the plain network's names.
+
+    Traced and differentiated as always, but run op by op: Inductor's C++ takes minutes to build.
+    """
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    settings = ("train.steps=4", "train.ema_decay=0.9", "data.augment.crop=[64, 64]")
+    train(config_for(shapes, tmp_path / "plain", *settings))
+    compiled = (*settings, "train.compile=true")
+    half = config_for(shapes, tmp_path / "compiled", *compiled, "train.checkpoint_every=2")
+    stop_after(half, 2)
+    train(half, resume=True)
+    for row, other in zip(
+        log_rows(tmp_path / "plain"), log_rows(tmp_path / "compiled"), strict=True
+    ):
+        if "loss" in row:
+            assert row["step"] == other["step"]
+            assert other["loss"] == pytest.approx(row["loss"], rel=0.02)
+    plain, found = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
+    assert list(plain) == list(found)
+    assert load_model(tmp_path / "compiled" / "model.safetensors") is not None
 
 
 def stop_after(config: Config, steps: int) -> None:
