@@ -30,7 +30,7 @@ LEVELS = [
     {"checkpoint", "doctor", "convert_data"},
     {"convert", "graphs"},
     {"zoo"},
-    {"thresholds", "hub", "report", "choose"},
+    {"thresholds", "hub", "report", "choose", "fast"},
     {"engine", "predictor"},
     {"predict_files", "compare", "overfit", "export", "video", "demo"},
     {"benchmark"},

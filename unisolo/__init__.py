@@ -37,6 +37,7 @@ __all__ = [
     "load_config",
     "load_model",
     "matrix_nms",
+    "optimize",
     "save_model",
 ]
 
@@ -58,6 +59,7 @@ _HOMES = {
     "load_config": "unisolo.config",
     "load_model": "unisolo.zoo",
     "matrix_nms": "unisolo.ops.matrix_nms",
+    "optimize": "unisolo.fast",
     "save_model": "unisolo.checkpoint",
 }
 

@@ -13,12 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from unisolo.checkpoint import check_task, model_facts
-from unisolo.config import SHOWN_SCORE
+from unisolo.config import SHOWN_SCORE, InferenceConfig
 from unisolo.data.images import ImageError, ImageInput, to_rgb_array
 from unisolo.data.loader import collate, padded_size_groups
 from unisolo.data.raw import RawSample
 from unisolo.data.transforms import EvalTransform
 from unisolo.devices import autocast_for, resolve_device, resolve_precision
+from unisolo.fast import optimize
 from unisolo.graphs import Graph, GraphError, Selected, select
 from unisolo.hub import HubModel
 from unisolo.models import UniSolo
@@ -63,6 +64,9 @@ class Predictor(HubModel):
         dtype: Compute precision: "auto" (fp32 on CPU; bf16 on a GPU that has it, else fp16),
             "fp32", "bf16" or "fp16". Weights stay fp32; the others work by autocast. A graph has
             its own.
+        compile: Run a copy of the model made by `unisolo.optimize`, with its default of 8 shapes:
+            the same answers up to rounding, sooner, after a compilation for each of the first
+            shapes of input (minutes for a large model). Weights that change later are not seen.
 
     Attributes:
         model: The model or graph.
@@ -85,6 +89,7 @@ class Predictor(HubModel):
         task: str | None = None,
         device: str | torch.device = "auto",
         dtype: str = "auto",
+        compile: bool = False,
     ) -> None:
         if task is not None:
             get_task(task)  # an unknown name is told before a file is read
@@ -96,7 +101,15 @@ class Predictor(HubModel):
                 f"{self.model.path}: the precision is the graph's ({self.model.facts.precision}); "
                 "leave dtype out, or export with --precision"
             )
+        if isinstance(self.model, Graph) and compile:
+            raise GraphError(
+                f"{self.model.path}: a graph is run by its own runtime; leave compile out, or give "
+                "the checkpoint it was exported from"
+            )
         self.dtype = resolve_precision(dtype, self.device)
+        self._fast = None
+        if compile and isinstance(self.model, UniSolo):
+            self._fast = optimize(self.model, dtype=dtype)
         data = self.config.data
         self._transform = EvalTransform(data.image_size, data.max_size, resize=data.resize)
 
@@ -153,6 +166,8 @@ class Predictor(HubModel):
             batch = collate(batch)
         if isinstance(self.model, Graph):
             return self.model(batch.images, batch.image_sizes)
+        if self._fast is not None:
+            return self._fast(batch.images, batch.image_sizes)
         if self.model.training:  # someone trained on between two calls
             self.model.eval()
         device = self.device
@@ -233,13 +248,19 @@ class Predictor(HubModel):
             ValueError: As `preprocess` and `postprocess`.
             TypeError: Likewise.
         """
-        settings_of_call(self.config, self.task, score_threshold, thresholds)
+        settings = settings_of_call(self.config, self.task, score_threshold, thresholds)
         sample = self.preprocess(image, bgr=bgr)
-        outputs = self.forward([sample])
+        outputs = self._selected(collate([sample]), settings)
         (result,) = self.postprocess(
             outputs, [sample.meta], score_threshold=score_threshold, **thresholds
         )
         return result.cpu()
+
+    def _selected(self, batch: Batch, settings: InferenceConfig) -> Outputs | Selected:
+        """Run the model, with the selection of instances where both are one CUDA graph."""
+        if self._fast is None:
+            return self.forward(batch)
+        return self._fast.select(batch.images, batch.image_sizes, settings)
 
     @overload
     def predict_batch(
@@ -304,7 +325,7 @@ class Predictor(HubModel):
         if on_error not in ("raise", "return"):
             raise ValueError(f"on_error must be 'raise' or 'return', got {on_error!r}")
         _check_many(images)
-        settings_of_call(self.config, self.task, score_threshold, thresholds)
+        settings = settings_of_call(self.config, self.task, score_threshold, thresholds)
         found: dict[int, Result | ImageError] = {}
 
         def samples() -> Iterator[tuple[int, Sample]]:
@@ -323,7 +344,10 @@ class Predictor(HubModel):
         ):
             batch = collate([sample for _, sample in group])
             results = self.postprocess(
-                self.forward(batch), batch.metas, score_threshold=score_threshold, **thresholds
+                self._selected(batch, settings),
+                batch.metas,
+                score_threshold=score_threshold,
+                **thresholds,
             )
             for (number, _), result in zip(group, results, strict=True):
                 found[number] = result.cpu()
