@@ -37,14 +37,6 @@ template <typename Take> static auto exchange(std::initializer_list<long long> g
   return taken;
 }
 
-static unsigned __ballot_sync(unsigned, bool value) {
-  return exchange({value}, [] {
-    unsigned bits = 0;
-    for (int lane = 0; lane < LANES; ++lane) bits |= unsigned(slots[lane][0]) << lane;
-    return bits;
-  });
-}
-
 static int __reduce_min_sync(unsigned, int value) {
   return exchange({value}, [] {
     long long least = slots[0][0];
@@ -55,8 +47,8 @@ static int __reduce_min_sync(unsigned, int value) {
 
 static int __reduce_max_sync(unsigned, int value) { return -__reduce_min_sync(0, -value); }
 
-static long long __shfl_sync(unsigned, long long value, int from) {
-  return exchange({value}, [=] { return slots[from][0]; });
+template <typename Value> static Value __shfl_sync(unsigned, Value value, int from) {
+  return exchange({value}, [=] { return Value(slots[from][0]); });
 }
 
 static int atomicAdd(int* address, int value) {

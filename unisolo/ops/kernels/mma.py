@@ -8,8 +8,9 @@ of torch that is not public; where that is not to be had, `unisolo.ops.kernels.i
 pair by pair instead.
 
 A warp makes a square of 32 x 32 pairs; four warps a tile of 64 x 64. Only tiles on and above the
-diagonal are made. The pixels are shared out among `splits` blocks, each of which adds its counts to
-the result: sums of integers, so the order of the additions does not show.
+diagonal are made. Words are loaded only between a mask's first and last occupied block: the rest is
+known to be 0. The pixels are shared out among `splits` blocks, each of which adds its counts to the
+result: sums of integers, so the order of the additions does not show.
 """
 
 from __future__ import annotations
@@ -68,6 +69,12 @@ FORMULAS = {
     # Result t of 4 of the 16 x 8 product (i, j), as a row and a column of the square.
     "result_row": "i * 16 + (t >> 1) * 8 + group",
     "result_col": "j * 8 + quarter * 2 + (t & 1)",
+    # The turns from the first to behind the last occupied block of a mask.
+    **{f"{name}_low": f"first[{name}] * {BLOCK_WORDS} / {CHUNK}" for name in ("row", "col")},
+    **{
+        f"{name}_high": f"(last[{name}] * {BLOCK_WORDS} + {BLOCK_WORDS - 1}) / {CHUNK} + 1"
+        for name in ("row", "col")
+    },
     # The turns of one split of the turns from `low` up to `high`.
     "begin": "low + (high - low) * split / splits",
     "end": "low + (high - low) * (split + 1) / splits",
@@ -95,40 +102,50 @@ _SOURCE = r"""extern "C" __global__ void __launch_bounds__(%(threads)d) %(name)s
   labels += image * count;
   scores += image * count;
 
-  // Each lane looks at one row and one column: does it take part, and where is it?
-  int row_first = none, row_last = -1, col_first = none, col_last = -1;
+  // Each lane looks up one row and one column: its label, and the turns in which it has pixels.
+  // Whoever takes no part has none.
+  int row_low = none, row_high = 0, col_low = none, col_high = 0;
   long long row_label = 0, col_label = 0;
   const int row = row0 + lane, col = col0 + lane;
   if (row < count && scores[row] > 0.0f && first[row] <= last[row]) {
-    row_first = first[row]; row_last = last[row]; row_label = labels[row];
+    row_low = %(row_low)s;
+    row_high = %(row_high)s;
+    row_label = labels[row];
   }
   if (col < count && scores[col] > 0.0f && first[col] <= last[col]) {
-    col_first = first[col]; col_last = last[col]; col_label = labels[col];
+    col_low = %(col_low)s;
+    col_high = %(col_high)s;
+    col_label = labels[col];
   }
-  const unsigned rows = __ballot_sync(all, row_last >= 0);
-  const unsigned cols = __ballot_sync(all, col_last >= 0);
-  const int from = max(__reduce_min_sync(all, row_first), __reduce_min_sync(all, col_first));
-  const int to = min(__reduce_max_sync(all, row_last), __reduce_max_sync(all, col_last));
-  if (from > to) return;  // the same for the whole warp, and warps never wait for each other
-  const int low = from * %(block)d / %(chunk)d;
-  const int high = (to * %(block)d + %(block)d - 1) / %(chunk)d + 1;
+  const int low = max(__reduce_min_sync(all, row_low), __reduce_min_sync(all, col_low));
+  const int high = min(__reduce_max_sync(all, row_high), __reduce_max_sync(all, col_high));
+  if (low >= high) return;  // the same for the whole warp, and warps never wait for each other
   const int begin = %(begin)s, end = %(end)s;
 
-  // Rows past the last one read the last one; their results are not stored.
-  const uint4* row_bits[4];
-  const uint4* col_bits[4];
+  // The rows and columns that this lane loads: where they lie, their first turn and how many.
+  unsigned row_bits[4], col_bits[4];
+  int row_first[4], col_first[4];
+  unsigned row_turns[4], col_turns[4];
   #pragma unroll
   for (int part = 0; part < 4; ++part) {
-    row_bits[part] = bits + (size_t)min(row0 + %(load)s, count - 1) * quads + quarter;
-    col_bits[part] = bits + (size_t)min(col0 + %(load)s, count - 1) * quads + quarter;
+    row_bits[part] = (row0 + %(load)s) * quads + quarter;
+    col_bits[part] = (col0 + %(load)s) * quads + quarter;
+    row_first[part] = __shfl_sync(all, row_low, %(load)s);
+    col_first[part] = __shfl_sync(all, col_low, %(load)s);
+    row_turns[part] = max(__shfl_sync(all, row_high, %(load)s) - row_first[part], 0);
+    col_turns[part] = max(__shfl_sync(all, col_high, %(load)s) - col_first[part], 0);
   }
+  const uint4 nothing = {0, 0, 0, 0};
   int sums[2][4][4] = {};
+  #pragma unroll 2
   for (int turn = begin; turn < end; ++turn) {
     uint4 a[4], b[4];
     #pragma unroll
     for (int part = 0; part < 4; ++part) {
-      a[part] = row_bits[part][turn * %(lanes)d];
-      b[part] = col_bits[part][turn * %(lanes)d];
+      const bool in_row = (unsigned)(turn - row_first[part]) < row_turns[part];
+      const bool in_col = (unsigned)(turn - col_first[part]) < col_turns[part];
+      a[part] = in_row ? bits[row_bits[part] + turn * %(lanes)d] : nothing;
+      b[part] = in_col ? bits[col_bits[part] + turn * %(lanes)d] : nothing;
     }
     #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -159,8 +176,7 @@ _SOURCE = r"""extern "C" __global__ void __launch_bounds__(%(threads)d) %(name)s
       #pragma unroll
       for (int t = 0; t < 4; ++t) {
         const int r = %(result_row)s, c = %(result_col)s;
-        const bool both = (rows >> r) & (cols >> c) & 1;
-        if (both && sums[i][j][t] != 0 && row_labels[i][t >> 1] == col_labels[j][t & 1]) {
+        if (sums[i][j][t] != 0 && row_labels[i][t >> 1] == col_labels[j][t & 1]) {
           atomicAdd(out + (size_t)(row0 + r) * count + col0 + c, sums[i][j][t]);
           if (blockIdx.x != blockIdx.y)  // a tile on the diagonal is its own mirror image
             atomicAdd(out + (size_t)(col0 + c) * count + row0 + r, sums[i][j][t]);
@@ -187,9 +203,7 @@ def cuda_source() -> str:
         "name": NAME,
         "threads": THREADS,
         "tile": TILE,
-        "chunk": CHUNK,
         "lanes": CHUNK // 4,
-        "block": BLOCK_WORDS,
         "products": "\n".join(_PRODUCT.format(low=low, high=high) for low, high in STEPS),
     }
 
