@@ -81,17 +81,19 @@ class CapturedCalls:
             self._captured.popitem(last=False)
         ours = tuple(value.to(self._device, copy=True) for value in inputs)
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
+        current = torch.cuda.current_stream()
+        side.wait_stream(current)
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
                 call(*ours)
-        torch.cuda.current_stream().wait_stream(side)
+        current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         try:
             # "thread_local": what other threads do on the device meanwhile is not our capture's.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 answer = call(*ours)
         except RuntimeError as error:
+            torch.cuda.set_stream(current)  # a capture that fails leaves its own
             self._works = False
             reason = str(error).splitlines()[0]
             warnings.warn(
