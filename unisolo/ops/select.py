@@ -7,12 +7,14 @@ dimension B, a batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unisolo.ops.backend import backend_for
 from unisolo.ops.dynamic_masks import CandidateMasks, candidate_masks, kept_masks
 from unisolo.ops.masks import CHUNK_PIXELS, mask_intersections
 from unisolo.ops.matrix_nms import NmsKernel, decay_factors
@@ -95,6 +97,21 @@ def select_instances(
         ValueError: If the outputs do not fit the grid, or a setting is out of range.
     """
     _check(outputs, grid, score_threshold, mask_threshold, max_candidates, pre_nms, max_instances)
+    twin = _twin(outputs)
+    if twin is not None:
+        return twin(
+            outputs,
+            grid,
+            score_threshold=score_threshold,
+            mask_threshold=mask_threshold,
+            max_candidates=max_candidates,
+            pre_nms=pre_nms,
+            nms_kernel=nms_kernel,
+            nms_sigma=nms_sigma,
+            update_threshold=update_threshold,
+            max_instances=max_instances,
+            chunk_pixels=chunk_pixels,
+        )
     logits, kernels, features = (field.detach() for field in outputs[:3])
     strides = cell_strides(grid, kernels.device)
     groups = (
@@ -140,6 +157,20 @@ def select_instances(
     scores, labels, cells, valid, *facts = (_joined(field) for field in zip(*selected, strict=True))
     soft = kept_masks(pick(kernels, cells), features, valid, chunk_pixels=chunk_pixels)
     return Instances(scores, labels, cells, valid, soft, *facts)
+
+
+def _twin(outputs: Outputs) -> Callable[..., Instances] | None:
+    """The twin of `select_instances` that serves these outputs, if there is one."""
+    backend = backend_for(outputs.kernels.device)
+    if backend == "cpu":
+        from unisolo.ops.cpu.select import select_instances as cpu_twin
+
+        return cpu_twin
+    if backend == "triton" and outputs.category_logits.shape[2] > 0:  # it needs a pair to rank
+        from unisolo.ops.kernels.select import select_instances as triton_twin
+
+        return triton_twin
+    return None
 
 
 def points_nms(probs: Tensor) -> Tensor:

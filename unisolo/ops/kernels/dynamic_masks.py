@@ -47,6 +47,7 @@ class Tiling:
         channels: Channels per step; all of them where `resident`.
         resident: Whether a program keeps its kernels on the chip and takes all channels at once.
         warps: Per program.
+        together: Programs that run side by side on one multiprocessor.
         operand: Type of the factors.
     """
 
@@ -54,7 +55,12 @@ class Tiling:
     channels: int
     resident: bool
     warps: int
+    together: int
     operand: torch.dtype
+
+    def parts(self, device: torch.device, programs: int, num_blocks: int) -> int:
+        """Say among how many programs the blocks of pixels are dealt, so that the GPU is full."""
+        return min(max(1, multiprocessors(device) * self.together // programs), num_blocks)
 
     @property
     def constants(self) -> dict[str, object]:
@@ -71,12 +77,15 @@ class Tiling:
         }
 
 
-def tiling_of(kernels: Tensor, features: Tensor, num_rows: int, most_rows: int = 256) -> Tiling:
+def tiling_of(
+    kernels: Tensor, features: Tensor, strides: tuple[int, int, int], num_rows: int, most_rows: int
+) -> Tiling:
     """Choose the tiles by what fits into the shared memory of one multiprocessor.
 
     Args:
         kernels: [..., E] floating.
         features: [B, E, h, w] floating.
+        strides: Of the features, per image, channel and pixel.
         num_rows: Kernels per image.
         most_rows: Upper bound of the kernels per program.
 
@@ -87,14 +96,16 @@ def tiling_of(kernels: Tensor, features: Tensor, num_rows: int, most_rows: int =
     padded = max(16, triton.next_power_of_2(num_channels))
     half = kernels.dtype == features.dtype and kernels.dtype in (torch.float16, torch.bfloat16)
     if not half:
-        return Tiling(64, 32, False, 4, torch.float32)
-    if padded > 256 or not _holds_kernels(features.device):
-        return Tiling(128, 64, False, 8, kernels.dtype)
+        return Tiling(64, 16, False, 4, 3, torch.float32)
+    # Values that lie side by side can be fetched ahead only 16 bytes at a time.
+    aligned = all(stride == 1 or stride % 16 == 0 for stride in strides[1:])
+    if padded > 256 or not aligned or not _holds_kernels(features.device):
+        return Tiling(128, 32, False, 8, 2, kernels.dtype)
     if num_rows <= 64:
-        return Tiling(64, padded, True, 4, kernels.dtype)
+        return Tiling(64, padded, True, 4, 1, kernels.dtype)
     # 256 rows read the features half as often as 128, unless half of the last 256 were empty.
     rows = min(most_rows, 256 if round_up(num_rows, 128) % 256 == 0 else 128)
-    return Tiling(rows, padded, True, 8, kernels.dtype)
+    return Tiling(rows, padded, True, 8, 1, kernels.dtype)
 
 
 def dynamic_masks(
@@ -122,10 +133,9 @@ def dynamic_masks(
     num_pixels = features.shape[2] * features.shape[3]
     num_words = words_of(num_pixels)
     features, strides = as_pixels(features)
-    tiling = tiling_of(kernels, features, num_candidates)
+    tiling = tiling_of(kernels, features, strides, num_candidates, most_rows=256)
     row_blocks = triton.cdiv(num_candidates, tiling.rows)
-    parts = max(1, multiprocessors(features.device) // (row_blocks * batch_size))
-    parts = min(parts, num_words // BLOCK_WORDS)
+    parts = tiling.parts(features.device, row_blocks * batch_size, num_words // BLOCK_WORDS)
     padded = row_blocks * tiling.rows
     device = features.device
     bits = torch.empty(batch_size, num_candidates, num_words, dtype=torch.int32, device=device)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from unisolo.ops.kernels.dynamic_masks import is_wide, logit_tile, resident_kernels, tiling_of
-from unisolo.ops.kernels.launch import as_pixels, jit, multiprocessors, on_device_of
+from unisolo.ops.kernels.launch import as_pixels, jit, on_device_of
 
 __all__ = ["soft_masks"]
 
@@ -28,10 +28,10 @@ def soft_masks(kernels: Tensor, features: Tensor, cells: Tensor, valid: Tensor) 
     batch_size, places = cells.shape
     height, width = features.shape[2:]
     features, strides = as_pixels(features)
-    tiling = tiling_of(kernels, features, places, most_rows=128)
+    tiling = tiling_of(kernels, features, strides, places, most_rows=128)
     row_blocks = triton.cdiv(places, tiling.rows)
     num_blocks = triton.cdiv(height * width, PIXELS)
-    parts = max(1, multiprocessors(features.device) // (row_blocks * batch_size))
+    parts = tiling.parts(features.device, row_blocks * batch_size, num_blocks)
     single = tiling.operand == torch.float32
     soft = torch.empty(
         batch_size,
@@ -42,7 +42,7 @@ def soft_masks(kernels: Tensor, features: Tensor, cells: Tensor, valid: Tensor) 
         device=features.device,
     )
     with on_device_of(features):
-        _soft[(row_blocks, min(parts, num_blocks), batch_size)](
+        _soft[(row_blocks, parts, batch_size)](
             kernels,
             features,
             cells.contiguous(),
