@@ -144,30 +144,26 @@ def _count(  # type: ignore[no-untyped-def]
 ):
     """Count what each step left of one image's candidates."""
     image = tl.program_id(0).to(tl.int64)
-    chosen = 0
-    large = 0
-    entering = 0
-    staying = 0
+    chosen = tl.zeros([BLOCK], tl.int32)
+    large = tl.zeros([BLOCK], tl.int32)
+    entering = tl.zeros([BLOCK], tl.int32)
+    staying = tl.zeros([BLOCK], tl.int32)
     for start in range(0, count, BLOCK):
         at = start + tl.arange(0, BLOCK)
         exists = at < count
         at = image * count + at
         entered = tl.load(entered_ptr + at, mask=exists, other=0.0)
         decayed = tl.load(decayed_ptr + at, mask=exists, other=0.0)
-        chosen += _number(tl.load(probs_ptr + at, mask=exists, other=0.0) > 0)
-        large += _number(tl.load(scores_ptr + at, mask=exists, other=0.0) > 0)
-        entering += _number(entered > 0)
-        staying += _number((entered > 0) & (decayed >= threshold))
+        chosen += (tl.load(probs_ptr + at, mask=exists, other=0.0) > 0).to(tl.int32)
+        large += (tl.load(scores_ptr + at, mask=exists, other=0.0) > 0).to(tl.int32)
+        entering += (entered > 0).to(tl.int32)
+        staying += ((entered > 0) & (decayed >= threshold)).to(tl.int32)
     counts_ptr += image * 6
     passing = tl.load(passing_ptr + image * passing_stride)
+    stayed = tl.sum(staying, 0)
     tl.store(counts_ptr, passing.to(tl.int64))
-    tl.store(counts_ptr + 1, chosen.to(tl.int64))
-    tl.store(counts_ptr + 2, large.to(tl.int64))
-    tl.store(counts_ptr + 3, entering.to(tl.int64))
-    tl.store(counts_ptr + 4, staying.to(tl.int64))
-    tl.store(counts_ptr + 5, tl.minimum(staying, places).to(tl.int64))
-
-
-@jit
-def _number(flags):  # type: ignore[no-untyped-def]
-    return tl.sum(flags.to(tl.int32), 0)
+    tl.store(counts_ptr + 1, tl.sum(chosen, 0).to(tl.int64))
+    tl.store(counts_ptr + 2, tl.sum(large, 0).to(tl.int64))
+    tl.store(counts_ptr + 3, tl.sum(entering, 0).to(tl.int64))
+    tl.store(counts_ptr + 4, stayed.to(tl.int64))
+    tl.store(counts_ptr + 5, tl.minimum(stayed, places).to(tl.int64))
