@@ -104,10 +104,11 @@ def _assembled(ptx: str) -> tuple[int, int]:
     """Registers and spilled bytes of a kernel, as ptxas reports them."""
     import triton
 
-    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
-    found = re.search(r"\.target (sm_\w+)", ptx)
+    found = re.search(r"\.target (sm_(\d+)\w*)", ptx)
     if found is None:
         raise ValueError("the assembly names no architecture")
+    tool = "ptxas-blackwell" if int(found[2]) >= 100 else "ptxas"
+    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "kernel.ptx").write_text(ptx)
         done = subprocess.run(
