@@ -3,7 +3,7 @@
 Both resizes are linear and treat the axes alike, so together they are one small matrix per axis,
 and a mask is a product of three: what lies around it is never touched. Products round differently
 from the two resizes. A mask with a pixel so close to the threshold that this could matter is made
-again by the definition: about one in fifty of a network's masks.
+again by the definition: about one in a hundred of a network's masks.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unisolo.ops.backend import use_kernels
 from unisolo.ops.boxes import extents
+from unisolo.ops.cpu.packed import count_bits
 from unisolo.ops.masks import (
     CHUNK_PIXELS,
     UpsampledMasks,
@@ -31,13 +32,16 @@ from unisolo.ops.masks import (
 
 __all__ = ["upsample_masks"]
 
-ROUNDING = 32 * 2.0**-24
-"""How far the two ways can be apart, for values up to 1. Two resizes round 8 times on the way to a
-pixel; here 4 times for the matrix of each axis and at most 4 times in each product: 24 in all."""
+ROUNDING = 13 * 2.0**-24
+"""How far the two ways can be apart per resize, as a share of a pixel's value. A resize rounds 4
+times on the way to a pixel. Here the matrix of each axis rounds 2 times and each product 2 times,
+as it adds 2 values that are not 0; the last unit covers what roundings do to each other."""
+
+UNDERFLOW = 1e-30
+"""Where values are so small that shares of them are no measure."""
 
 STRIP = 128
 """Rows of a matrix used at a time: they reach few columns, all others are 0."""
-
 
 REUSED_PIXELS = 2**22
 """Floats of a size that an allocator keeps, instead of asking for new pages each time."""
@@ -101,11 +105,14 @@ def upsample_masks(
     if num_masks == 0:
         return UpsampledMasks(packed, boxes, areas)
     soft = mask_probs.detach().float()
-    largest = float(max(1.0, *map(abs, torch.stack(soft.aminmax()).tolist())))
+    lowest, highest = (float(value) for value in soft.aminmax())
     unsure = list(range(num_masks))
-    if math.isfinite(largest):
+    if math.isfinite(lowest) and math.isfinite(highest):
         axes = [_axis(*lengths) for lengths in zip(soft.shape[1:], *sizes.values(), strict=True)]
-        margin = ROUNDING * largest
+        # Sums of what is not negative err by a share of themselves, others by one of their terms.
+        scale = abs(threshold) if lowest >= 0 else max(abs(threshold), -lowest, abs(highest))
+        resizes = (soft.shape[1:] != padded_size) + (input_size != orig_size)
+        margin = resizes * ROUNDING * scale + UNDERFLOW
         unsure = _upsample(soft, axes, threshold, margin, packed.numpy(), boxes, areas)
     if unsure:
         with use_kernels("torch"):
@@ -121,15 +128,15 @@ def upsample_masks(
 
 def _axis(size: int, padded: int, valid: int, orig: int) -> _Axis:
     """Find what the resizes do along one axis by resizing each pixel alone."""
-    single = torch.eye(size).unsqueeze(2)
+    single = torch.eye(size).unsqueeze(1)  # along the width: twice as fast
     resized = resize_to_original(
-        single, padded_size=(padded, 1), input_size=(valid, 1), orig_size=(orig, 1)
+        single, padded_size=(1, padded), input_size=(1, valid), orig_size=(1, orig)
     )
-    weights = resized.squeeze(2).t().contiguous()
+    weights = resized.squeeze(1).t().contiguous()
     if torch.get_float32_matmul_precision() != "highest":
         weights = weights.double()  # products of float32 would be rounded to less
-    first, end = extents(weights != 0)
-    return _Axis(weights, first.numpy(), end.numpy())
+    read = weights.numpy() != 0
+    return _Axis(weights, read.argmax(1), size - read[:, ::-1].argmax(1))
 
 
 def _upsample(
@@ -154,9 +161,8 @@ def _upsample(
             continue
         left -= left % 8  # whole bytes
         values = _resized(probs, vertical, horizontal, (top, bottom), (left, right))
-        values -= threshold
-        bits = np.packbits((values > 0).numpy(), axis=1)
-        if values.abs_().amin() <= margin:
+        bits = np.packbits(values.numpy() > threshold, axis=1)
+        if values.sub_(threshold).abs_().amin() <= margin:
             unsure.append(k)
             continue
         packed[k, top:bottom, left // 8 : left // 8 + bits.shape[1]] = bits
@@ -164,7 +170,7 @@ def _upsample(
         if len(y):
             x = np.flatnonzero(np.unpackbits(np.bitwise_or.reduce(bits, axis=0)))
             boxes[k] = torch.tensor([left + x[0], top + y[0], left + x[-1] + 1, top + y[-1] + 1])
-            areas[k] = int(np.unpackbits(bits).sum())
+            areas[k] = int(count_bits(bits).sum(dtype=np.int64))
     return unsure
 
 
