@@ -6,9 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -31,6 +31,7 @@ from unisolo.tasks import get_task
 __all__ = ["Crowd", "MemoryReport", "MemoryRow", "Way", "measure_memory", "memory_table"]
 
 Way = Literal["auto", "torch", "reference"]
+WAYS: tuple[Way, ...] = get_args(Way)
 
 MIB = 2**20
 
@@ -129,9 +130,10 @@ def measure_memory(
     crowd: Crowd,
     *,
     device: Literal["cuda", "cpu"],
+    ways: Sequence[Way] = WAYS,
     tell: Callable[[str], None] = lambda text: None,
 ) -> MemoryReport:
-    """Measure a crowd through both twins, and through the reference where that fits.
+    """Measure a crowd through the definition, its twin, and the reference where that fits.
 
     On a GPU: torch's count of allocated memory. On a CPU: resident memory of a process of its own.
     Where the reference does not fit, a smaller image, whose side is halved until it does, is
@@ -140,6 +142,7 @@ def measure_memory(
     Args:
         crowd: The case.
         device: Where.
+        ways: Which ways.
         tell: Gets one line per step.
 
     Returns:
@@ -156,9 +159,8 @@ def measure_memory(
     fitting = crowd
     while fitting.reference > free // 2 and fitting.image > 64:
         fitting = replace(fitting, image=fitting.image // 2)
-    jobs: list[tuple[Way, Crowd]] = [("auto", crowd), ("torch", crowd), ("reference", crowd)]
-    if fitting != crowd:
-        jobs += [("auto", fitting), ("torch", fitting), ("reference", fitting)]
+    cases = [crowd] if fitting == crowd or "reference" not in ways else [crowd, fitting]
+    jobs = [(way, case) for case in cases for way in ways]
     rows = []
     for way, case in jobs:
         computed = case.reference if way == "reference" else case.bound

@@ -148,7 +148,7 @@ def explain_panoptic(
     """
     least = settings["panoptic_score_threshold"]
     # In float32, as the merge compares.
-    eligible = int((torch.tensor([score for _, _, score, _ in things]) >= least).sum())
+    eligible = sum((torch.tensor([score for _, _, score, _ in things]) >= least).tolist())
     owning = sum(segment_id > 0 for segment_id, *_ in things)
     kept = sum(segment_id > 0 for segment_id, *_ in stuff)
     dropped = [area for _, _, area in stuff if area > 0]
