@@ -173,27 +173,28 @@ def compilations(dtype: str) -> list[Kernel]:
         "packed": "*u8:16",
         "measures": "*i32:16",
         "threshold": "fp32",
-        "column_stride": 1,
         **dict.fromkeys(sizes, "i32"),
+        "ROWS": 4,
+        "WINDOW_ROWS": 8,
     }
+    fast = {**shared, "BYTES": 64, "WINDOW_COLUMNS": 256}
     steps = ("padded_step_y", "padded_step_x", "original_step_y", "original_step_x")
-    more = {
+    any_size = {
+        **shared,
         **dict.fromkeys(("input_height", "input_width"), "i32"),
         **dict.fromkeys(steps, "fp32"),
-        "ROWS": 4,
         "BYTES": 32,
-        "WINDOW_ROWS": 8,
         "WINDOW_COLUMNS": 128,
     }
     joined = {"measures": "*i32:16", "boxes": "*fp32:16", "areas": "*i64:16", "num_tiles": "i32"}
-    return [
-        Kernel(module, "_four_times", {**shared, "ROWS": 4, "BYTES": 64}),
-        Kernel(module, "_four_times", {**shared, "column_stride": "i32", "ROWS": 4, "BYTES": 64}),
-        Kernel(module, "_any_size", {**shared, **more, "TWICE": True}),
-        Kernel(module, "_any_size", {**shared, **more, "TWICE": False}),
-        Kernel(module, "_any_size", {**shared, **more, "column_stride": "i32", "TWICE": True}),
-        Kernel("unisolo.ops.kernels.mask_tiles", "join_measures", {**joined, "BLOCK": 256}),
-    ]
+    kernels = [Kernel("unisolo.ops.kernels.mask_tiles", "join_measures", {**joined, "BLOCK": 256})]
+    for stride in (1, "i32"):
+        place = {"column_stride": stride}
+        kernels.append(Kernel(module, "_four_times", {**fast, **place}, {"num_warps": 4}))
+        for twice in (True, False):
+            arguments = {**any_size, **place, "TWICE": twice}
+            kernels.append(Kernel(module, "_any_size", arguments, {"num_warps": 8}))
+    return kernels
 
 
 @pytest.mark.slow
@@ -203,7 +204,7 @@ def test_compiles_without_spills(dtype: str, capability: int) -> None:
     pytest.importorskip("triton")
     for made in compile_kernels(compilations(dtype), capability):
         assert made.spilled == 0, made.name
-        assert made.registers <= 128, made.name  # at least four programs per multiprocessor
+        assert made.registers <= 96, made.name  # at least 20 of 64 warps at a time
 
 
 @pytest.mark.gpu

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from unisolo.ops.kernels.launch import jit
 
-__all__ = ["FAR", "cut_tile", "join_measures", "store_measure", "store_tile"]
+__all__ = ["FAR", "cut_tile", "join_measures", "store_empty_measure", "store_measure", "store_tile"]
 
 FAR = tl.constexpr(2**30)
 """Beyond every pixel: the smallest row or column of an empty tile."""
@@ -43,12 +43,11 @@ def _highest_bit(values):  # type: ignore[no-untyped-def]
 
 
 @jit
-def store_measure(measure, hot, columns, area, low_y, high_y, byte_columns):  # type: ignore[no-untyped-def]
+def store_measure(measure, columns, area, low_y, high_y, byte_columns):  # type: ignore[no-untyped-def]
     """Write area and half-open extent of a tile.
 
     Args:
         measure: Pointer to the first of the tile's five numbers, which lie one tile count apart.
-        hot: False where the tile is known to be empty, which spares five reductions.
         columns: [R, C] int32 bytes, every pixel column that the tile's mask has in these.
         area: [R, C] int32, pixels.
         low_y: [R, C] int32, smallest row, or FAR.
@@ -56,22 +55,26 @@ def store_measure(measure, hot, columns, area, low_y, high_y, byte_columns):  # 
         byte_columns: [C] int32.
     """
     stride = tl.num_programs(0)
-    if hot:
-        start = 8 * byte_columns[None, :]
-        some = tl.where(columns == 0, 1, columns)  # the logarithm needs a bit
-        low_x = tl.where(columns != 0, start + 7 - _highest_bit(some), FAR)
-        high_x = tl.where(columns != 0, start + 8 - _highest_bit(some & -some), 0)
-        tl.store(measure, tl.min(tl.min(low_x, 1), 0))
-        tl.store(measure + stride, tl.min(tl.min(low_y, 1), 0))
-        tl.store(measure + 2 * stride, tl.max(tl.max(high_x, 1), 0))
-        tl.store(measure + 3 * stride, tl.max(tl.max(high_y, 1), 0))
-        tl.store(measure + 4 * stride, tl.sum(tl.sum(area, 1), 0))
-    else:
-        tl.store(measure, FAR)
-        tl.store(measure + stride, FAR)
-        tl.store(measure + 2 * stride, 0)
-        tl.store(measure + 3 * stride, 0)
-        tl.store(measure + 4 * stride, 0)
+    start = 8 * byte_columns[None, :]
+    some = tl.where(columns == 0, 1, columns)  # the logarithm needs a bit
+    low_x = tl.where(columns != 0, start + 7 - _highest_bit(some), FAR)
+    high_x = tl.where(columns != 0, start + 8 - _highest_bit(some & -some), 0)
+    tl.store(measure, tl.min(tl.min(low_x, 1), 0))
+    tl.store(measure + stride, tl.min(tl.min(low_y, 1), 0))
+    tl.store(measure + 2 * stride, tl.max(tl.max(high_x, 1), 0))
+    tl.store(measure + 3 * stride, tl.max(tl.max(high_y, 1), 0))
+    tl.store(measure + 4 * stride, tl.sum(tl.sum(area, 1), 0))
+
+
+@jit
+def store_empty_measure(measure):  # type: ignore[no-untyped-def]
+    """Write the measures of a tile without a pixel, which takes no reductions."""
+    stride = tl.num_programs(0)
+    tl.store(measure, FAR)
+    tl.store(measure + stride, FAR)
+    tl.store(measure + 2 * stride, 0)
+    tl.store(measure + 3 * stride, 0)
+    tl.store(measure + 4 * stride, 0)
 
 
 @triton.jit(do_not_specialize=["num_tiles"])  # type: ignore[untyped-decorator]

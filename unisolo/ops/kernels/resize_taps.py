@@ -17,7 +17,14 @@ from torch import Tensor
 
 from unisolo.ops.kernels.launch import jit
 
-__all__ = ["UNSPECIALIZED", "axis_taps", "resize_arguments", "resized", "window_peak"]
+__all__ = [
+    "UNSPECIALIZED",
+    "axis_taps",
+    "axis_window",
+    "resize_arguments",
+    "resized",
+    "window_peak",
+]
 
 UNSPECIALIZED = [
     "low_height",
@@ -108,6 +115,42 @@ def axis_taps(index, padded_step, original_step, low_size, input_size, TWICE: tl
     near_first, near_second, near_weight = _neighbours(near, padded_step, low_size)
     far_first, far_second, far_weight = _neighbours(far, padded_step, low_size)
     return near_first, near_second, near_weight, far_first, far_second, far_weight, weight
+
+
+@jit
+def axis_window(  # type: ignore[no-untyped-def]
+    first,
+    size,
+    tile: tl.constexpr,
+    padded_step,
+    original_step,
+    low_size,
+    input_size,
+    TWICE: tl.constexpr,
+):
+    """Find the first and the last value of the map that a tile reads along an axis.
+
+    Args:
+        first: The tile's first row (or column) of the original.
+        size: Rows of the original.
+        tile: Rows of the tile, of which some may lie beyond the original.
+        padded_step: As in `axis_taps`, like the rest.
+        original_step: See there.
+        low_size: See there.
+        input_size: See there.
+        TWICE: See there.
+
+    Returns:
+        Two scalars; both ends belong to the window.
+    """
+    near = first
+    far = tl.minimum(first + tile, size) - 1
+    if TWICE:
+        near, _, _ = _neighbours(near, original_step, input_size)
+        _, far, _ = _neighbours(far, original_step, input_size)
+    low, _, _ = _neighbours(near, padded_step, low_size)
+    _, high, _ = _neighbours(far, padded_step, low_size)
+    return low, high
 
 
 @jit

@@ -21,6 +21,7 @@ from unisolo.ops.kernels.launch import on_device_of, round_up
 from unisolo.ops.kernels.resize_taps import (
     UNSPECIALIZED,
     axis_taps,
+    axis_window,
     resize_arguments,
     resized,
     window_peak,
@@ -85,8 +86,16 @@ def _best_channel(  # type: ignore[no-untyped-def]
     WINDOW_COLUMNS: tl.constexpr,
 ):
     """One tile of the original: the index of the largest of its resized logits."""
-    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    row = tl.program_id(1) * ROWS
+    column = tl.program_id(0) * COLUMNS
+    rows = row + tl.arange(0, ROWS)
+    columns = column + tl.arange(0, COLUMNS)
+    top, bottom = axis_window(
+        row, height, ROWS, padded_step_y, original_step_y, low_height, input_height, TWICE
+    )
+    left, right = axis_window(
+        column, width, COLUMNS, padded_step_x, original_step_x, low_width, input_width, TWICE
+    )
     # Clamped, so that every tap lies in the map; what is outside is not written.
     y = axis_taps(
         tl.minimum(rows, height - 1),
@@ -104,10 +113,6 @@ def _best_channel(  # type: ignore[no-untyped-def]
         input_width,
         TWICE,
     )
-    top = tl.min(y[0], 0)
-    bottom = tl.max(y[4], 0)
-    left = tl.min(x[0], 0)
-    right = tl.max(x[4], 0)
     best = tl.full([ROWS, COLUMNS], float("-inf"), tl.float32)
     winner = tl.zeros([ROWS, COLUMNS], tl.int32)
     to_beat = tl.min(tl.min(best, 1), 0)

@@ -21,10 +21,18 @@ import triton.language as tl
 from torch import Tensor
 
 from unisolo.ops.kernels.launch import jit, on_device_of, popcount, round_up
-from unisolo.ops.kernels.mask_tiles import FAR, cut_tile, join_measures, store_measure, store_tile
+from unisolo.ops.kernels.mask_tiles import (
+    FAR,
+    cut_tile,
+    join_measures,
+    store_empty_measure,
+    store_measure,
+    store_tile,
+)
 from unisolo.ops.kernels.resize_taps import (
     UNSPECIALIZED,
     axis_taps,
+    axis_window,
     resize_arguments,
     resized,
     window_peak,
@@ -33,8 +41,9 @@ from unisolo.ops.masks import CHUNK_PIXELS, UpsampledMasks, check_frames
 
 __all__ = ["upsample_masks"]
 
-TILE = {"ROWS": 4, "BYTES": 32, "WINDOW_ROWS": 8, "WINDOW_COLUMNS": 128}
-FAST_TILE = {"ROWS": 4, "BYTES": 64}
+# Eight warps: with four a thread's pixels need so many registers that half as many programs fit.
+TILE = {"ROWS": 4, "BYTES": 32, "WINDOW_ROWS": 8, "WINDOW_COLUMNS": 128, "num_warps": 8}
+FAST_TILE = {"ROWS": 4, "BYTES": 64, "WINDOW_ROWS": 8, "WINDOW_COLUMNS": 256, "num_warps": 4}
 FAST_ARGUMENTS = (
     "low_height",
     "low_width",
@@ -119,19 +128,17 @@ def _any_size(  # type: ignore[no-untyped-def]
     tile = tl.program_id(0)
     mask = tl.program_id(1).to(tl.int64)
     base = maps + mask * map_stride
-    rows = tile // tiles_x * ROWS + tl.arange(0, ROWS)
-    columns = tile % tiles_x * (8 * BYTES) + tl.arange(0, 8 * BYTES)
-    # Clamped, so that every tap lies in the map; what is outside is cut when it is written.
-    y = axis_taps(
-        tl.minimum(rows, height - 1),
-        padded_step_y,
-        original_step_y,
-        low_height,
-        input_height,
-        TWICE,
+    row = tile // tiles_x * ROWS
+    byte_column = tile % tiles_x * BYTES
+    rows = row + tl.arange(0, ROWS)
+    byte_columns = byte_column + tl.arange(0, BYTES)
+    top, bottom = axis_window(
+        row, height, ROWS, padded_step_y, original_step_y, low_height, input_height, TWICE
     )
-    x = axis_taps(
-        tl.minimum(columns, width - 1),
+    left, right = axis_window(
+        8 * byte_column,
+        width,
+        8 * BYTES,
         padded_step_x,
         original_step_x,
         low_width,
@@ -139,31 +146,29 @@ def _any_size(  # type: ignore[no-untyped-def]
         TWICE,
     )
     peak = window_peak(
-        base,
-        row_stride,
-        column_stride,
-        tl.min(y[0], 0),
-        tl.max(y[4], 0),
-        tl.min(x[0], 0),
-        tl.max(x[4], 0),
-        WINDOW_ROWS,
-        WINDOW_COLUMNS,
+        base, row_stride, column_stride, top, bottom, left, right, WINDOW_ROWS, WINDOW_COLUMNS
     )
-    hot = peak > threshold
-    bytes_ = tl.zeros([ROWS, BYTES], tl.int32)
-    if hot:
-        inside = resized(base, row_stride, column_stride, y, x, TWICE) > threshold
-        places = 128 >> (tl.arange(0, 8 * BYTES) % 8)
-        bits = tl.where(inside, places[None, :], 0)
-        bytes_ = tl.sum(tl.reshape(bits, [ROWS, BYTES, 8]), 2)
-
-    byte_columns = tile % tiles_x * BYTES + tl.arange(0, BYTES)
-    bytes_ = cut_tile(bytes_, rows, byte_columns, height, width)
-    store_tile(packed, mask, bytes_, rows, byte_columns, height, width)
     measure = measures + mask * (5 * tl.num_programs(0)) + tile
-    low_y = tl.where(bytes_ != 0, rows[:, None], FAR)
-    high_y = tl.where(bytes_ != 0, rows[:, None] + 1, 0)
-    store_measure(measure, hot, bytes_, popcount(bytes_), low_y, high_y, byte_columns)
+    if peak > threshold:
+        # Clamped, so that every tap lies in the map; what is outside is cut before it is written.
+        inside_rows = tl.minimum(rows, height - 1)
+        inside_columns = 8 * byte_column + tl.arange(0, 8 * BYTES)
+        inside_columns = tl.minimum(inside_columns, width - 1)
+        y = axis_taps(inside_rows, padded_step_y, original_step_y, low_height, input_height, TWICE)
+        x = axis_taps(inside_columns, padded_step_x, original_step_x, low_width, input_width, TWICE)
+        above = resized(base, row_stride, column_stride, y, x, TWICE) > threshold
+        places = 128 >> (tl.arange(0, 8 * BYTES) % 8)
+        bits = tl.where(above, places[None, :], 0)
+        bytes_ = tl.sum(tl.reshape(bits, [ROWS, BYTES, 8]), 2)
+        bytes_ = cut_tile(bytes_, rows, byte_columns, height, width)
+        store_tile(packed, mask, bytes_, rows, byte_columns, height, width)
+        low_y = tl.where(bytes_ != 0, rows[:, None], FAR)
+        high_y = tl.where(bytes_ != 0, rows[:, None] + 1, 0)
+        store_measure(measure, bytes_, popcount(bytes_), low_y, high_y, byte_columns)
+    else:
+        empty = tl.zeros([ROWS, BYTES], tl.int32)
+        store_tile(packed, mask, empty, rows, byte_columns, height, width)
+        store_empty_measure(measure)
 
 
 @triton.jit(do_not_specialize=[*UNSPECIALIZED, "tiles_x"])  # type: ignore[untyped-decorator]
@@ -182,64 +187,61 @@ def _four_times(  # type: ignore[no-untyped-def]
     column_stride,
     ROWS: tl.constexpr,
     BYTES: tl.constexpr,
+    WINDOW_ROWS: tl.constexpr,
+    WINDOW_COLUMNS: tl.constexpr,
 ):
     """One tile of 4 ROWS x 8 BYTES pixels of one mask that is four times as large as its map."""
     tile = tl.program_id(0)
     mask = tl.program_id(1).to(tl.int64)
     base = maps + mask * map_stride
-    low_rows = tile // tiles_x * ROWS + tl.arange(0, ROWS)
-    byte_columns = tile % tiles_x * BYTES + tl.arange(0, BYTES)
-    # A byte lies over two columns of the map and reads one more on either side.
-    before, first, second, after = _four_columns(byte_columns, low_width, column_stride)
-    here = base + tl.minimum(low_rows, low_height - 1).to(tl.int64)[:, None] * row_stride
-    above = base + _clamped(low_rows - 1, low_height).to(tl.int64)[:, None] * row_stride
-    below = base + tl.minimum(low_rows + 1, low_height - 1).to(tl.int64)[:, None] * row_stride
-
-    here0, here1, here2, here3 = _load_four(here, before, first, second, after)
-    above0, above1, above2, above3 = _load_four(above, before, first, second, after)
-    below0, below1, below2, below3 = _load_four(below, before, first, second, after)
-    peak = tl.maximum(
-        _largest(here0, here1, here2, here3),
-        tl.maximum(
-            _largest(above0, above1, above2, above3), _largest(below0, below1, below2, below3)
-        ),
+    low_row = tile // tiles_x * ROWS
+    byte_column = tile % tiles_x * BYTES
+    low_rows = low_row + tl.arange(0, ROWS)
+    byte_columns = byte_column + tl.arange(0, BYTES)
+    peak = window_peak(
+        base,
+        row_stride,
+        column_stride,
+        _clamped(low_row - 1, low_height),
+        _clamped(low_row + ROWS, low_height),
+        _clamped(2 * byte_column - 1, low_width),
+        _clamped(2 * (byte_column + BYTES), low_width),
+        WINDOW_ROWS,
+        WINDOW_COLUMNS,
     )
-    hot = tl.max(peak) > threshold
-
-    union = tl.zeros([ROWS, BYTES], tl.int32)
-    area = tl.zeros([ROWS, BYTES], tl.int32)
-    low_y = tl.full([ROWS, BYTES], FAR, tl.int32)
-    high_y = tl.zeros([ROWS, BYTES], tl.int32)
-    for phase in tl.static_range(4):
-        rows = 4 * low_rows + phase
-        bytes_ = tl.zeros([ROWS, BYTES], tl.int32)
-        if hot:
+    measure = measures + mask * (5 * tl.num_programs(0)) + tile
+    if peak > threshold:
+        columns = _four_columns(byte_columns, low_width, column_stride)
+        above = _load_four(base, low_rows - 1, low_height, row_stride, columns)
+        here = _load_four(base, low_rows, low_height, row_stride, columns)
+        below = _load_four(base, low_rows + 1, low_height, row_stride, columns)
+        union = tl.zeros([ROWS, BYTES], tl.int32)
+        area = tl.zeros([ROWS, BYTES], tl.int32)
+        low_y = tl.full([ROWS, BYTES], FAR, tl.int32)
+        high_y = tl.zeros([ROWS, BYTES], tl.int32)
+        for phase in tl.static_range(4):
             # Rows 0 and 1 of four lie above the middle of the value, 2 and 3 below it.
-            other: tl.constexpr = 0.375 if phase == 0 or phase == 3 else 0.125
-            if phase < 2:
-                bytes_ = _byte(
-                    other * above0 + (1 - other) * here0,
-                    other * above1 + (1 - other) * here1,
-                    other * above2 + (1 - other) * here2,
-                    other * above3 + (1 - other) * here3,
-                    threshold,
-                )
+            if phase == 0:
+                bytes_ = _byte(above, here, 0.375, threshold)
+            elif phase == 1:
+                bytes_ = _byte(above, here, 0.125, threshold)
+            elif phase == 2:
+                bytes_ = _byte(below, here, 0.125, threshold)
             else:
-                bytes_ = _byte(
-                    other * below0 + (1 - other) * here0,
-                    other * below1 + (1 - other) * here1,
-                    other * below2 + (1 - other) * here2,
-                    other * below3 + (1 - other) * here3,
-                    threshold,
-                )
+                bytes_ = _byte(below, here, 0.375, threshold)
+            rows = 4 * low_rows + phase
             bytes_ = cut_tile(bytes_, rows, byte_columns, height, width)
+            store_tile(packed, mask, bytes_, rows, byte_columns, height, width)
             union |= bytes_
             area += popcount(bytes_)
             low_y = tl.minimum(low_y, tl.where(bytes_ != 0, rows[:, None], FAR))
             high_y = tl.maximum(high_y, tl.where(bytes_ != 0, rows[:, None] + 1, 0))
-        store_tile(packed, mask, bytes_, rows, byte_columns, height, width)
-    measure = measures + mask * (5 * tl.num_programs(0)) + tile
-    store_measure(measure, hot, union, area, low_y, high_y, byte_columns)
+        store_measure(measure, union, area, low_y, high_y, byte_columns)
+    else:
+        empty = tl.zeros([4 * ROWS, BYTES], tl.int32)
+        all_rows = 4 * low_row + tl.arange(0, 4 * ROWS)
+        store_tile(packed, mask, empty, all_rows, byte_columns, height, width)
+        store_empty_measure(measure)
 
 
 @jit
@@ -258,23 +260,34 @@ def _four_columns(byte_columns, low_width, column_stride):  # type: ignore[no-un
 
 
 @jit
-def _load_four(lines, before, first, second, after):  # type: ignore[no-untyped-def]
+def _load_four(base, rows, low_height, row_stride, columns):  # type: ignore[no-untyped-def]
+    """Values of some rows, repeated beyond the edges, in four sets of columns."""
+    lines = base + _clamped(rows, low_height).to(tl.int64)[:, None] * row_stride
     return (
-        tl.load(lines + before[None, :]).to(tl.float32),
-        tl.load(lines + first[None, :]).to(tl.float32),
-        tl.load(lines + second[None, :]).to(tl.float32),
-        tl.load(lines + after[None, :]).to(tl.float32),
+        tl.load(lines + columns[0][None, :]).to(tl.float32),
+        tl.load(lines + columns[1][None, :]).to(tl.float32),
+        tl.load(lines + columns[2][None, :]).to(tl.float32),
+        tl.load(lines + columns[3][None, :]).to(tl.float32),
     )
 
 
 @jit
-def _largest(a, b, c, d):  # type: ignore[no-untyped-def]
-    return tl.maximum(tl.maximum(a, b), tl.maximum(c, d))
+def _byte(other, here, share: tl.constexpr, threshold):  # type: ignore[no-untyped-def]
+    """Eight pixels of one row, over two columns of a map; the first in the highest bit.
 
+    Args:
+        other: Four columns of the map's row above or below: [R, C] float32 each.
+        here: The same of its own row.
+        share: Weight of the other row.
+        threshold: Strict.
 
-@jit
-def _byte(before, first, second, after, threshold):  # type: ignore[no-untyped-def]
-    """Eight pixels over two columns of a map, four per column, the first in the highest bit."""
+    Returns:
+        [R, C] int32, 0 to 255.
+    """
+    before = share * other[0] + (1 - share) * here[0]
+    first = share * other[1] + (1 - share) * here[1]
+    second = share * other[2] + (1 - share) * here[2]
+    after = share * other[3] + (1 - share) * here[3]
     bits = tl.where(0.375 * before + 0.625 * first > threshold, 128, 0)
     bits += tl.where(0.125 * before + 0.875 * first > threshold, 64, 0)
     bits += tl.where(0.875 * first + 0.125 * second > threshold, 32, 0)
