@@ -84,6 +84,7 @@ class FastModel:
         grid: Of the model.
         device: Where it runs.
         dtype: The compute dtype.
+        network: See above.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class FastModel:
         self.grid: GridSpec = network.grid
         self.device: torch.device = network.mean.device
         self.dtype = dtype
-        self._network = network
+        self.network = network
         self._max_shapes = max_shapes
         self._compiles = compile
         self._compiled: Any = None
@@ -137,7 +138,7 @@ class FastModel:
     @torch.inference_mode()
     def _run(self, images: Tensor, image_sizes: Tensor, settings: InferenceConfig | None) -> Any:
         def compute(images: Tensor, image_sizes: Tensor) -> Outputs | Selected:
-            outputs = self._outputs(images, image_sizes)
+            outputs = self.network_outputs(images, image_sizes)
             return outputs if settings is None else select(outputs, self.grid, settings)
 
         if self._captured is None:
@@ -145,10 +146,20 @@ class FastModel:
         thresholds = None if settings is None else tuple(settings.select_arguments().items())
         return self._captured(thresholds, compute, (images, image_sizes))
 
-    def _outputs(self, images: Tensor, image_sizes: Tensor) -> Outputs:
+    @torch.inference_mode()
+    def network_outputs(self, images: Tensor, image_sizes: Tensor) -> Outputs:
+        """Run the network, compiled or not, launch by launch: for a CUDA graph of the caller's own.
+
+        Args:
+            images: As for the model, on its device.
+            image_sizes: Likewise.
+
+        Returns:
+            Raw outputs.
+        """
         with autocast_for(self.dtype, self.device):
             shape = (tuple(images.shape), images.dtype)
-            network = self._compiled if shape in self._shapes else self._network
+            network = self._compiled if shape in self._shapes else self.network
             if shape not in self._shapes and self._compiles:
                 with self._lock:
                     if len(self._shapes) < self._max_shapes:
@@ -159,7 +170,7 @@ class FastModel:
     def _compile(self, shape: tuple[object, ...], images: Tensor, image_sizes: Tensor) -> Outputs:
         """Run a shape for the first time."""
         if self._compiled is None:
-            self._compiled = torch.compile(self._network, dynamic=False, options={"freezing": True})
+            self._compiled = torch.compile(self.network, dynamic=False, options={"freezing": True})
         from torch._dynamo import config as compiling
 
         outputs: Outputs
@@ -169,7 +180,7 @@ class FastModel:
                 outputs = self._compiled(images, image_sizes)
         # Compilers fail with types of their own; what is wrong with the input fails again below.
         except Exception as error:
-            outputs = self._network(images, image_sizes)
+            outputs = self.network(images, image_sizes)
             self._compiles = False
             warnings.warn(
                 f"the network runs uncompiled, since torch.compile failed: {_reason(error)}; on "
