@@ -145,6 +145,8 @@ def test_masks_and_sums_are_the_same_in_any_chunk(chunk_pixels):
     np.testing.assert_array_equal(shared, inside.long() @ inside.long().t())
     out = torch.full((5, 13, 48), torch.nan)
     places = torch.tensor([19, 0, 7])
-    dynamic_masks.write_soft_masks(out, made, places, weights, features, chunk_pixels=chunk_pixels)
+    dynamic_masks.write_soft_masks(
+        out, made.logits, places, weights, features, chunk_pixels=chunk_pixels
+    )
     torch.testing.assert_close(out[:3].flatten(1), soft[places], rtol=0, atol=1e-6)
     assert out[3:].isnan().all()

@@ -92,7 +92,7 @@ def pack_candidates(
 
 def write_soft_masks(
     out: Tensor,
-    made: PackedCandidates,
+    logits: Tensor | None,
     places: Tensor,
     weights: Tensor,
     features: Tensor,
@@ -103,16 +103,16 @@ def write_soft_masks(
 
     Args:
         out: [K, h, w] float32; the first m are written.
-        made: All candidates.
+        logits: Of `pack_candidates`.
         places: [m] int64, which of them.
         weights: [n, E] floating, the kernels of all.
         features: [E, h, w] floating.
         chunk_pixels: As of `pack_candidates`.
     """
     count, (height, width) = len(places), out.shape[1:]
-    if made.logits is not None:
+    if logits is not None:
         for mask, place in zip(out, places.tolist(), strict=False):
-            soft = _sigmoid(made.logits, slice(place, place + 1), height * width)
+            soft = _sigmoid(logits, slice(place, place + 1), height * width)
             mask.copy_(soft.view(height, width))
         return
     rows = min(max(count, LEAST_ROWS), len(out))

@@ -39,7 +39,7 @@ def select_instances(
     """Choose the instances of every image of a batch.
 
     Memory, besides the result [B, K, h, w] in float32: one bit per pixel of the candidates above
-    the threshold, up to three times while they are sorted; two float tensors of `chunk_pixels`
+    the threshold, twice while they are sorted; two float tensors of `chunk_pixels`
     values; some n * n tables; a few times the L * C logits.
 
     Args:
@@ -68,19 +68,20 @@ def select_instances(
         passed = int((ranked.scores[:max_candidates] > score_threshold).sum())  # they come first
         candidates = Candidates(*(field[:passed] for field in ranked))
         weights = kernels[image].index_select(0, candidates.cells)
-        made = pack_candidates(
+        words, areas, maskness, mask_logits = pack_candidates(
             weights,
             features[image],
             mask_threshold=mask_threshold,
             chunk_pixels=chunk_pixels,
             most_rows=min(max_candidates, probs.numel()),
         )
-        large = made.areas > strides[candidates.cells]
-        scores, order = rank(torch.where(large, candidates.scores * made.maskness, 0), pre_nms)
+        large = areas > strides[candidates.cells]
+        scores, order = rank(torch.where(large, candidates.scores * maskness, 0), pre_nms)
         order = order[scores > 0]  # the others are behind them and change nothing
         # Instead of cells, places among the candidates: the masks are found by them.
         entered = Candidates(scores[: len(order)], candidates.labels[order], order)
-        shared = intersections(made.words[order.numpy()], made.areas[order], entered.labels)
+        words = words[order.numpy()]  # the others are free while pairs are counted
+        shared = intersections(words, areas[order], entered.labels)
         decayed = entered.scores * decay_factors(
             shared, entered.labels, entered.scores, kernel=nms_kernel, sigma=nms_sigma
         )
@@ -89,7 +90,7 @@ def select_instances(
         )
         kept = best.cells[valid]
         write_soft_masks(
-            soft[image], made, kept, weights, features[image], chunk_pixels=chunk_pixels
+            soft[image], mask_logits, kept, weights, features[image], chunk_pixels=chunk_pixels
         )
         cells = F.pad(candidates.cells[kept], (0, max_instances - len(kept)))
         counts = stage_counts(
