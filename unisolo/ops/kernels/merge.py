@@ -60,10 +60,10 @@ def merge_panoptic(
     stuff_areas = torch.zeros(num_stuff, dtype=torch.int64, device=device)
     small_stuff_areas = torch.zeros_like(stuff_areas)
     # One allocation that is cleared: the number of instances in the map, then what is summed up.
-    sums = torch.zeros(1 + (1 + EXTENT) * num_masks + num_stuff, dtype=torch.int32, device=device)
-    num_things, areas, extents, counts = torch.split(
-        sums, [1, num_masks, EXTENT * num_masks, num_stuff]
-    )
+    # Parts are multiples of 16 bytes: an address that is not would compile its own kernels.
+    parts = [4, round_up(num_masks, 4), EXTENT * num_masks, num_stuff]
+    sums = torch.zeros(sum(parts), dtype=torch.int32, device=device)
+    num_things, areas, extents, counts = torch.split(sums, parts)
     with on_device_of(packed_masks):
         if num_masks:
             _accept_instances(
