@@ -13,6 +13,8 @@ pytest.importorskip("triton")
 from unisolo.ops import matrix_nms as definition
 from unisolo.ops.backend import use_kernels
 from unisolo.ops.kernels import nms
+from unisolo.ops.kernels.intersections import packed_intersections
+from unisolo.ops.kernels.packed import pack_masks
 from unisolo.ops.masks import mask_intersections
 from unisolo.ops.ranking import rank
 from unisolo.ops.select import Candidates, keep_best
@@ -77,6 +79,18 @@ def test_decay_of_batches_in_many_turns(device, batch_size, count, monkeypatch):
         assert_decayed(found, decayed_by_definition(*instances, kernel, sigma), instances[2])
 
 
+def test_a_mask_that_has_lost_much_itself_takes_less(device):
+    pixel = torch.arange(40)
+    masks = torch.stack([(pixel >= start) & (pixel < start + 12) for start in range(0, 24, 2)])
+    instances = (masks.reshape(1, 12, 4, 10), torch.zeros(1, 12, dtype=torch.int64))
+    for order in (torch.arange(12, 0, -1), torch.randperm(12)):
+        scores = order[None] / 12
+        for kernel, sigma in KERNELS:
+            found = decayed_by_kernels(device, *instances, scores, kernel, sigma)
+            expected = decayed_by_definition(*instances, scores, kernel, sigma)
+            assert_decayed(found, expected, scores)
+
+
 def test_a_second_run_gives_the_same_bits(device):
     instances = scene(2, 9, 2)
     runs = [decayed_by_kernels(device, *instances, "gaussian", 2.0) for _ in range(2)]
@@ -137,7 +151,7 @@ def check_kept(device, candidates, decayed, update_threshold, max_instances):
 
 
 @pytest.mark.parametrize(
-    ("update_threshold", "max_instances"), list(product((0.0, 0.25, 2.0), (1, 6, 20)))
+    ("update_threshold", "max_instances"), list(product((0.0, 0.25, 2.0), (1, 6, 12)))
 )
 def test_the_best_are_kept_as_the_definition_keeps_them(device, update_threshold, max_instances):
     candidates, decayed = sorted_candidates(2, 11, 6)
@@ -164,6 +178,15 @@ def test_order_of_the_candidates_only_decides_ties(device):
     found = nms.keep_best(*shuffled, update_threshold=0.01, max_instances=5)
     assert torch.equal(found.scores.cpu(), best.scores)
     assert torch.equal(found.cells.cpu(), best.cells)
+
+
+def test_of_equal_decayed_scores_the_higher_score_comes_first(device):
+    scores = torch.randperm(12)[None] / 12
+    decayed = torch.full((1, 12), 0.5)
+    zeros = torch.zeros(1, 12, dtype=torch.int64)
+    inputs = (field.to(device) for field in (scores, zeros, zeros, decayed))
+    found = nms.keep_best(*inputs, update_threshold=0.5, max_instances=11)
+    assert torch.equal(found.candidates.cpu(), scores.argsort(descending=True)[:, :11])
 
 
 @pytest.mark.parametrize("limit", [1, 7, 12, 40])
@@ -210,6 +233,54 @@ def test_wrong_arguments_are_refused_in_the_definitions_words(device):
                 definition.matrix_nms(*wrong)
             messages.append(str(raised.value))
         assert messages[0] == messages[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_labels", [1, 12])
+def test_a_whole_batch_in_one_graph_without_a_sync(num_labels):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    batch_size, count, size = 2, 500, (200, 336)
+    position = torch.arange(size[0] * size[1], device="cuda")
+    middle = torch.rand(batch_size, count, 1, device="cuda") * len(position)
+    reach = torch.rand(batch_size, count, 1, device="cuda") * len(position) / 4
+    masks = (position - middle).abs() < reach
+    labels = torch.randint(0, num_labels, (batch_size, count), device="cuda")
+    scores = torch.rand(batch_size, count, device="cuda").sort(-1, descending=True)[0]
+    scores[:, -50:] = 0
+    cells = torch.randint(0, 3872, (batch_size, count), device="cuda")
+
+    def chain():
+        intersections = packed_intersections(pack_masks(masks), labels, scores)
+        decayed = nms.decay_scores(intersections, labels, scores)
+        return nms.keep_best(
+            scores, labels, cells, decayed, update_threshold=0.05, max_instances=100
+        )
+
+    with use_kernels("torch"):
+        decayed = definition.matrix_nms(masks.unflatten(-1, size), labels, scores)
+    candidates = Candidates(scores, labels, cells)
+    expected, valid = keep_best(candidates, decayed, update_threshold=0.05, max_instances=100)
+
+    first = chain()  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        chain()
+        with torch.cuda.graph(graph):
+            found = chain()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for field in found:
+        field.zero_()
+    graph.replay()
+
+    assert torch.equal(found.valid, valid)
+    assert torch.equal(found.cells, expected.cells)
+    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
+    for once, again in zip(first, found, strict=True):
+        assert torch.equal(once, again)
 
 
 SLOW = pytest.mark.slow
