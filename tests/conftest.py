@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from unisolo.ops.backend import use_kernels
 
 sys.path.insert(0, str(Path(__file__).parent))
 import golden_tools
@@ -25,6 +27,13 @@ settings.load_profile("unisolo")
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=["torch", "auto"])
+def each_twin(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs a test with the definitions of the operations, and with what this machine chooses."""
+    with use_kernels(request.param):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ from unisolo.ops.select import (
 )
 from unisolo.structures import GridSpec, Outputs
 
+pytestmark = pytest.mark.usefixtures("each_twin")
+
 FILES = ["defaultgrids", "edges", "gaussian", "linear", "none", "thresholds", "topk"]
 
 

@@ -7,6 +7,8 @@ from golden_tools import unpack
 
 from unisolo.ops.matrix_nms import matrix_nms
 
+pytestmark = pytest.mark.usefixtures("each_twin")
+
 FILES = ["1", "5", "50", "50_one_empty", "50_ties_dups", "300", "nan_edge"]
 KERNELS = [
     ("decayed_gaussian_2.0", {"kernel": "gaussian", "sigma": 2.0}),

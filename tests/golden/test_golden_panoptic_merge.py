@@ -8,6 +8,8 @@ from golden_tools import unpack
 from unisolo.ops.masks import pack_bits
 from unisolo.ops.panoptic import merge_panoptic
 
+pytestmark = pytest.mark.usefixtures("each_twin")
+
 
 @pytest.mark.parametrize("file", ["panoptic_merge_a", "panoptic_merge_ties_lowthr"])
 def test_merge_equals_the_reference(golden, file):
