@@ -268,10 +268,10 @@ def test_a_whole_batch_in_one_graph_without_a_sync(num_labels):
     torch.cuda.set_sync_debug_mode("error")
     try:
         chain()
-        with torch.cuda.graph(graph):
-            found = chain()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    with torch.cuda.graph(graph):
+        found = chain()
     for field in found:
         field.zero_()
     graph.replay()
