@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unisolo.categories import Categories, Category
+from unisolo.encoding import encode_rle
 from unisolo.ops.boxes import masks_to_boxes
 from unisolo.ops.masks import pack_bits
 from unisolo.results import Result, Segment
@@ -237,10 +238,18 @@ def test_masks_survive_the_way_through_rle(
         assert rle_ops.toBbox(expected).tolist() == [x, y, w, h]
 
 
-def test_rle_in_chunks_equals_rle_at_once(three: Result, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = three.to_coco(1)
-    monkeypatch.setattr("unisolo.encoding._RLE_CHUNK_PIXELS", HEIGHT * 16)  # one mask a chunk
-    assert three.to_coco(1) == whole
+def test_long_runs_take_several_letters() -> None:
+    from pycocotools import mask as rle_ops
+
+    masks = np.zeros((5, 700, 900), dtype=bool)
+    masks[1] = True
+    masks[2, 0, 0] = masks[2, -1, -1] = True
+    masks[3, 10:600, 20:850] = np.random.default_rng(1).random((590, 830)) < 0.5
+    masks[4, :, 100:101] = masks[4, :, 800:] = True
+    rles = encode_rle(np.packbits(masks, axis=-1), 900)
+    for mask, rle in zip(masks, rles, strict=True):
+        expected = rle_ops.encode(np.asfortranarray(mask.astype(np.uint8)))
+        assert rle == {"size": [700, 900], "counts": expected["counts"].decode()}
 
 
 def test_bits_beyond_the_width_are_ignored(three: Result) -> None:

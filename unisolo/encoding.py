@@ -11,15 +11,11 @@ from PIL import Image
 
 __all__ = ["encode_jpeg", "encode_png", "encode_rle", "ids_to_rgb", "rgb_to_ids"]
 
-_RLE_CHUNK_PIXELS = 1 << 24
-"""Mask pixels unpacked at once, one byte each, while writing RLE."""
-
 
 def encode_rle(packed: NDArray[np.uint8], width: int) -> list[dict[str, Any]]:
-    """Encode packed masks as compressed COCO RLE.
+    """Encode packed masks as compressed COCO RLE, without unpacking them.
 
-    RLE runs down the columns. Turning the packed bytes and unpacking along the turned axis gives
-    column-major masks directly: about three times faster than unpacking rows and turning pixels.
+    Memory: a few times the bits of one mask, besides its run lengths.
 
     Args:
         packed: [N, H, ceil(W / 8)] uint8, bits as `numpy.packbits(axis=-1)` orders them; what
@@ -29,19 +25,56 @@ def encode_rle(packed: NDArray[np.uint8], width: int) -> list[dict[str, Any]]:
     Returns:
         N dicts with `size` [H, W] and `counts`, an ASCII str that JSON can hold.
     """
-    from hotcoco import mask as rle_ops
+    height = packed.shape[1]
+    return [
+        {"size": [height, width], "counts": _rle_string(_run_lengths(mask, width))}
+        for mask in packed
+    ]
 
-    count, height, row_bytes = packed.shape
-    chunk = max(1, _RLE_CHUNK_PIXELS // max(1, height * row_bytes * 8))
-    shifts = np.arange(7, -1, -1, dtype=np.uint8)[:, None]
-    rles: list[dict[str, Any]] = []
-    for start in range(0, count, chunk):
-        columns = np.ascontiguousarray(packed[start : start + chunk].transpose(0, 2, 1))
-        bits = np.right_shift(columns[:, :, None, :], shifts)  # [n, ceil(W / 8), 8, H]
-        np.bitwise_and(bits, 1, out=bits)
-        masks = bits.reshape(len(columns), row_bytes * 8, height)[:, :width]
-        rles.extend(rle_ops.encode(masks.transpose(2, 1, 0)))  # wants [H, W, n], column-major
-    return [{"size": [height, width], "counts": rle["counts"].decode("ascii")} for rle in rles]
+
+def _run_lengths(mask: NDArray[np.uint8], width: int) -> NDArray[np.int64]:
+    """Lengths of the runs of 0, 1, 0, ... down the columns of a packed mask; the first may be 0.
+
+    A run begins where a pixel differs from the one before it: that above it, or for the first of a
+    column the last of the column before. On packed rows both are one exclusive or, and few bytes of
+    the result are not 0.
+    """
+    height, row_bytes = mask.shape
+    changes = np.empty_like(mask)
+    np.bitwise_xor(mask[1:], mask[:-1], out=changes[1:])
+    left = mask[-1] >> 1  # the last row, one pixel to the right
+    left[1:] |= mask[-1, :-1] << 7
+    np.bitwise_xor(mask[0], left, out=changes[0])
+    changes[:, -1] &= 0xFF << (8 * row_bytes - width) & 0xFF
+    # Indices into flat arrays, whose search is ten times as fast as that of two dimensions.
+    places = np.flatnonzero(changes.ravel() != 0)
+    bits = np.flatnonzero(np.unpackbits(changes.ravel()[places]))
+    rows, columns = np.divmod(places[bits >> 3], row_bytes)
+    starts = (8 * columns + (bits & 7)) * height + rows
+    starts.sort()
+    return np.diff(starts, prepend=0, append=height * width)
+
+
+def _rle_string(counts: NDArray[np.int64]) -> str:
+    """Write run lengths as COCO does.
+
+    From the fourth on it is the difference to the last but one that is written; a number is split
+    in groups of 5 bits, the lowest first, and bit 5 of a group says that more follow.
+    """
+    left = counts.copy()
+    left[3:] -= counts[1:-2]
+    groups, written = [], []
+    more = np.ones(len(left), dtype=bool)
+    while more.any():
+        group = left & 0x1F
+        left >>= 5
+        written.append(more)
+        # Numbers are signed: what is left over is all ones where the last group's bit 4 is set.
+        more = more & (left != -(group >> 4))
+        groups.append(group + 48 + 32 * more)
+    # One row a number: its groups follow each other.
+    letters = np.stack(groups, axis=1)[np.stack(written, axis=1)]
+    return letters.astype(np.uint8).tobytes().decode("ascii")
 
 
 def ids_to_rgb(ids: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
