@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -10,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from unisolo.ops.masks import row_chunks
 
 __all__ = ["count_bits", "intersections", "pack_words"]
 
@@ -90,23 +91,24 @@ def intersections(words: NDArray[np.uint64], areas: Tensor, labels: Tensor) -> T
         group = np.flatnonzero(held & (numbers == label))
         # By the first word, those that can meet a mask follow it without a gap.
         group = group[first[group].argsort(kind="stable")]
-        starts, ends = first[group], last[group] + 1
-        rows = words[group]
-        for place in range(len(group) - 1):
-            reach = int(starts.searchsorted(ends[place]))
-            if reach <= place + 1:
-                continue
-            columns = slice(starts[place + 1], ends[place])
-            for others in _parts(place + 1, reach, columns.stop - columns.start):
-                both = rows[others, columns] & rows[place, columns]
-                counts = count_bits(both).sum(1, dtype=np.uint32)
-                shared[group[place], group[others]] = counts
-                shared[group[others], group[place]] = counts
+        shared[np.ix_(group, group)] = _shared(words[group], first[group], last[group] + 1)
     return torch.from_numpy(shared).float()
 
 
-def _parts(start: int, stop: int, num_words: int) -> Iterator[slice]:
-    """Split start..stop so that a part has about `PART_WORDS` words, and at least one row."""
-    step = max(1, PART_WORDS // num_words)
-    for begin in range(start, stop, step):
-        yield slice(begin, min(begin + step, stop))
+def _shared(
+    rows: NDArray[np.uint64], starts: NDArray[np.intp], ends: NDArray[np.intp]
+) -> NDArray[np.int64]:
+    """Pixels that every two of rows [n, M] share; their words starts..ends are occupied."""
+    count, num_words = rows.shape
+    shared = np.zeros((count, count), dtype=np.int64)
+    for block in row_chunks(count, count * num_words, PART_WORDS):
+        stop = ends[block].max()
+        reach = int(starts.searchsorted(stop))
+        columns = slice(starts[block.start], stop)
+        mine = rows[block, None, columns]
+        for part in row_chunks(reach - block.start, mine.size, PART_WORDS):
+            others = slice(block.start + part.start, block.start + part.stop)
+            counts = count_bits(mine & rows[others, columns]).sum(2, dtype=np.uint32)
+            shared[block, others] = counts
+            shared[others, block] = counts.T
+    return shared
