@@ -211,6 +211,9 @@ def cuda_source() -> str:
 def mma_kernel(device: torch.device) -> Callable[..., None] | None:
     """Compile the kernel for a device, once; a failure is warned of once.
 
+    Like every kernel it has to be run once before a CUDA graph is captured: what is captured
+    cannot load code.
+
     Args:
         device: Any; only CUDA devices have it.
 
