@@ -52,7 +52,8 @@ def _run_lengths(mask: NDArray[np.uint8], width: int) -> NDArray[np.int64]:
     rows, columns = np.divmod(places[bits >> 3], row_bytes)
     starts = (8 * columns + (bits & 7)) * height + rows
     starts.sort()
-    return np.diff(starts, prepend=0, append=height * width)
+    lengths: NDArray[np.int64] = np.diff(starts, prepend=0, append=height * width)
+    return lengths
 
 
 def _rle_string(counts: NDArray[np.int64]) -> str:
@@ -73,8 +74,8 @@ def _rle_string(counts: NDArray[np.int64]) -> str:
         more = more & (left != -(group >> 4))
         groups.append(group + 48 + 32 * more)
     # One row a number: its groups follow each other.
-    letters = np.stack(groups, axis=1)[np.stack(written, axis=1)]
-    return letters.astype(np.uint8).tobytes().decode("ascii")
+    letters = np.stack(groups, axis=1)[np.stack(written, axis=1)].astype(np.uint8)
+    return str(letters.tobytes(), "ascii")
 
 
 def ids_to_rgb(ids: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
