@@ -116,7 +116,13 @@ def measure_postprocess(
                 problem = Problem.of(scene)
                 least[count] = floors(_work(problem), ceilings)
                 for start in get_args(Start):
-                    rows += _rows(problem, start, least[count], repeat)
+                    found = _rows(problem, start, least[count], repeat)
+                    for row in found:
+                        tell(
+                            f"  from {start}, {row.way}, {row.mode}: "
+                            f"{row.timing.median:.3g} ms, {row.speedup:.2f} x"
+                        )
+                    rows += found
                 stages += _stage_rows(problem, least[count], repeat)
                 inputs = pruning_inputs(scene)
                 pruning += _pruning_rows(name, inputs, repeat)
@@ -223,7 +229,7 @@ def _rows(
             peak_mib=peaks.get(name),
             speedup=base.median / timing.median,
             cpu_speedup=None if on_gpu else base.cpu / timing.cpu,
-            of_floor=(timing.median if on_gpu else timing.cpu) / floor,
+            of_floor=_cost(timing, on_gpu) / floor,
             agreement=agreements[name],
         )
         for (name, mode), timing in timings.items()
@@ -269,11 +275,16 @@ def _pruning_rows(scene: str, inputs: PruningInputs, repeat: int) -> list[Prunin
             way=name,
             mode=mode,
             timing=timing,
-            of_ours=timing.median / timings[OURS].median,
+            of_ours=_cost(timing, on_gpu) / _cost(timings[OURS], on_gpu),
         )
         for mode, timings in modes.items()
         for name, timing in timings.items()
     ]
+
+
+def _cost(timing: Timing, on_gpu: bool) -> float:
+    """Milliseconds of the GPU, or of the processor: others may take the cores in between."""
+    return timing.median if on_gpu else timing.cpu
 
 
 def _time(

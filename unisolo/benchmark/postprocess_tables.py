@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from unisolo.benchmark.postprocess_checks import Agreement
-from unisolo.benchmark.postprocess_report import PostprocessReport, PostprocessRow, PruningRow
+from unisolo.benchmark.postprocess_report import PostprocessReport, PostprocessRow
+from unisolo.benchmark.timing import Timing
 
 __all__ = ["postprocess_tables"]
 
@@ -70,12 +71,15 @@ def _whole_line(row: PostprocessRow) -> str:
 
 
 def _stages(report: PostprocessReport) -> str:
-    lines = ["| scene | candidates | stage | mode | ms | floor, ms |", "|" + "---|" * 6]
+    lines = [
+        f"| scene | candidates | stage | mode | {_unit(report)} | floor, ms |",
+        "|" + "---|" * 6,
+    ]
     for row in report.stages:
         floor = "-" if row.floor is None else _short(row.floor)
         lines.append(
             f"| {row.scene} | {row.candidates} | {row.stage} | {row.mode} | "
-            f"{_short(row.timing.median)} | {floor} |"
+            f"{_cost(report, row.timing)} | {floor} |"
         )
     return "\n".join(lines)
 
@@ -101,15 +105,16 @@ def _floors(report: PostprocessReport) -> str:
 
 
 def _pruning(report: PostprocessReport) -> str:
-    lines = ["| scene | masks | pruning alone | mode | ms | of ours |", "|" + "---|" * 6]
-    return "\n".join(lines + [_pruning_line(row) for row in report.pruning])
-
-
-def _pruning_line(row: PruningRow) -> str:
-    return (
-        f"| {row.scene} | {row.masks} | {row.way} | {row.mode} | {_short(row.timing.median)} | "
+    lines = [
+        f"| scene | masks | pruning alone | mode | {_unit(report)} | of ours |",
+        "|" + "---|" * 6,
+    ]
+    lines += [
+        f"| {row.scene} | {row.masks} | {row.way} | {row.mode} | {_cost(report, row.timing)} | "
         f"{row.of_ours:.2f} x |"
-    )
+        for row in report.pruning
+    ]
+    return "\n".join(lines)
 
 
 def _agreements(report: PostprocessReport) -> str:
@@ -132,6 +137,14 @@ def _agreement(found: Agreement) -> str:
         f"{found.kept} | yes | {found.score_difference:.1e} | "
         f"{found.different_pixels} of {found.pixels}"
     )
+
+
+def _unit(report: PostprocessReport) -> str:
+    return "ms" if report.device == "cuda" else "CPU ms"
+
+
+def _cost(report: PostprocessReport, timing: Timing) -> str:
+    return _short(timing.median if report.device == "cuda" else timing.cpu)
 
 
 def _short(milliseconds: float) -> str:
