@@ -32,7 +32,8 @@ def fold_batch_norms(model: UniSolo) -> int:
     Scale and shift of a batch norm in evaluation mode are constants, so the convolution's weight
     and bias can hold them: the same function with one pass over the map less. Which batch norm
     follows which convolution is seen in a run on a small image, whatever the backbone's code looks
-    like; a second run checks the result.
+    like; a second run checks the result. Both are run on the CPU, since a GPU's TF32 would blur the
+    comparison, and the model goes back to its device.
 
     Args:
         model: In evaluation mode. Its state dict changes: fold a copy of what will be saved.
@@ -47,7 +48,17 @@ def fold_batch_norms(model: UniSolo) -> int:
         raise ValueError(
             "batch norms can be folded in evaluation mode only: call model.eval() first"
         )
-    image = _probe(model)
+    device = model.mean.device
+    model.cpu()
+    try:
+        return _fold_checked(model)
+    finally:
+        model.to(device)
+
+
+def _fold_checked(model: UniSolo) -> int:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (1, 3, *PROBE_SIZE), generator=generator, dtype=torch.uint8)
     with torch.no_grad():
         before, pairs = _watch(model, image)
         kept = {conv: (conv.weight, conv.bias) for conv, _ in pairs}
@@ -64,15 +75,9 @@ def fold_batch_norms(model: UniSolo) -> int:
     warnings.warn(
         f"batch norms are not folded: outputs would change by {change:.1e} of their largest value, "
         f"more than {TOLERANCE}",
-        stacklevel=2,
+        stacklevel=3,
     )
     return 0
-
-
-def _probe(model: UniSolo) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (1, 3, *PROBE_SIZE), generator=generator, dtype=torch.uint8)
-    return image.to(model.mean.device)
 
 
 def _watch(model: UniSolo, image: Tensor) -> tuple[Outputs, list[tuple[nn.Conv2d, nn.BatchNorm2d]]]:

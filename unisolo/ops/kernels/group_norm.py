@@ -224,7 +224,7 @@ def _group_kernel(  # type: ignore[no-untyped-def]
     places = p // columns * stride_y + p % columns * stride_x
     offsets = places[:, None] + channel_offsets[None, :]
     tile = tl.load(features + base + offsets, mask=inside, other=0.0).to(tl.float32)
-    pilot = tl.sum(tile) / (tl.minimum(pixels, BLOCK_P) * group).to(tl.float32)
+    pilot = tl.sum(tile) / (tl.minimum(pixels, BLOCK_P) * group)
 
     total = tl.zeros([BLOCK_P, BLOCK_C], dtype=tl.float32)
     squares = tl.zeros([BLOCK_P, BLOCK_C], dtype=tl.float32)
@@ -237,11 +237,12 @@ def _group_kernel(  # type: ignore[no-untyped-def]
         apart = tl.where(inside, tile - pilot, 0.0)
         total += apart
         squares += apart * apart
-    count = (pixels * group).to(tl.float32)
+    # Triton makes constants of arguments that are 1, and those have no `.to`.
+    count = tl.zeros([1], dtype=tl.float32) + pixels * group
     beyond = tl.sum(total) / count
     variance = tl.sum(squares) / count - beyond * beyond
     scale = scale / tl.sqrt(variance + eps)
-    mean = pilot + beyond
+    mean = (pilot + beyond)[:, None]
 
     for start in range(0, pixels, BLOCK_P):
         q = start + p
