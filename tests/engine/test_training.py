@@ -85,17 +85,15 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 def test_a_cache_changes_nothing(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = ("task=instance", "data.augment.scale_jitter=[0.7, 1.3]", "train.steps=3")
+    settings = ("task=instance", "data.augment.scale_jitter=[0.7, 1.3]", "train.steps=2")
     train(config_for(shapes, tmp_path / "disk", *settings))
-    assert "training images in" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "training images in" not in said and "waited for data" in said
     train(config_for(shapes, tmp_path / "ram", *settings, "data.cache=ram"))
     assert "data.cache=ram: 7 training images in 0.00 GiB" in capsys.readouterr().out
-    train(config_for(shapes, tmp_path / "full", *settings, "data.cache=ram", "data.cache_gib=1e-5"))
-    said = capsys.readouterr().out
-    assert "data.cache=ram is left off" in said and "waited for data" in said
-    for name, tensor in weights(tmp_path / "disk").items():
-        assert torch.equal(tensor, weights(tmp_path / "ram")[name]), name
-        assert torch.equal(tensor, weights(tmp_path / "full")[name]), name
+    disk, ram = weights(tmp_path / "disk"), weights(tmp_path / "ram")
+    for name, tensor in disk.items():
+        assert torch.equal(tensor, ram[name]), name
 
 
 @pytest.mark.slow
