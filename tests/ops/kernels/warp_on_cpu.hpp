@@ -18,6 +18,7 @@ struct Place { unsigned x, y, z; };
 
 #define __global__
 #define __launch_bounds__(...)
+#define __shared__ static
 
 static Place blockIdx, threadIdx;
 static const int LANES = 32;
@@ -36,6 +37,8 @@ template <typename Take> static auto exchange(std::initializer_list<long long> g
   wait_for_others();  // so that nobody writes before everybody has read
   return taken;
 }
+
+static void __syncwarp(unsigned) { wait_for_others(); }
 
 static int __reduce_min_sync(unsigned, int value) {
   return exchange({value}, [] {

@@ -59,8 +59,8 @@ The instruction wants words q and q + 4 of eight from lane q of a row; a lane ha
 
 FORMULAS = {
     # Where a warp's square begins inside the tile.
-    "warp_row": "(warp >> 1) * 32",
-    "warp_col": "(warp & 1) * 32",
+    "warp_row": f"(warp >> 1) * {SIDE}",
+    "warp_col": f"(warp & 1) * {SIDE}",
     # The PTX ISA's fragments of m16n8k256: lane = 4 * group + quarter.
     "group": "lane >> 2",
     "quarter": "lane & 3",
@@ -156,33 +156,28 @@ _SOURCE = r"""extern "C" __global__ void __launch_bounds__(%(threads)d) %(name)s
     }
   }
 
-  long long row_labels[2][2], col_labels[4][2];
-  #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    #pragma unroll
-    for (int t = 0; t < 4; t += 2)
-      row_labels[i][t >> 1] = __shfl_sync(all, row_label, %(result_row)s);
-  }
-  #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    #pragma unroll
-    for (int t = 0; t < 2; ++t)
-      col_labels[j][t] = __shfl_sync(all, col_label, %(result_col)s);
-  }
+  // Through shared memory, so that a warp adds to 32 neighbours at once, in both triangles.
+  __shared__ int squares[%(warps)d][%(side)d][%(side)d + 1];  // one more: no two lanes in one bank
+  int(*square)[%(side)d + 1] = squares[warp];
   #pragma unroll
   for (int i = 0; i < 2; ++i) {
     #pragma unroll
     for (int j = 0; j < 4; ++j) {
       #pragma unroll
-      for (int t = 0; t < 4; ++t) {
-        const int r = %(result_row)s, c = %(result_col)s;
-        if (sums[i][j][t] != 0 && row_labels[i][t >> 1] == col_labels[j][t & 1]) {
-          atomicAdd(out + (size_t)(row0 + r) * count + col0 + c, sums[i][j][t]);
-          if (blockIdx.x != blockIdx.y)  // a tile on the diagonal is its own mirror image
-            atomicAdd(out + (size_t)(col0 + c) * count + row0 + r, sums[i][j][t]);
-        }
-      }
+      for (int t = 0; t < 4; ++t)
+        square[%(result_row)s][%(result_col)s] = sums[i][j][t];
     }
+  }
+  __syncwarp(all);
+  #pragma unroll 4
+  for (int line = 0; line < %(side)d; ++line) {
+    const bool in_row = __shfl_sync(all, row_label, line) == col_label;
+    if (in_row && square[line][lane] != 0)
+      atomicAdd(out + (size_t)(row0 + line) * count + col, square[line][lane]);
+    const bool in_col = __shfl_sync(all, col_label, line) == row_label;
+    if (blockIdx.x != blockIdx.y)  // a tile on the diagonal is its own mirror image
+      if (in_col && square[lane][line] != 0)
+        atomicAdd(out + (size_t)(col0 + line) * count + row, square[lane][line]);
   }
 }
 """
@@ -202,7 +197,9 @@ def cuda_source() -> str:
         **{name: f"({formula})" for name, formula in FORMULAS.items()},
         "name": NAME,
         "threads": THREADS,
+        "warps": THREADS // 32,
         "tile": TILE,
+        "side": SIDE,
         "lanes": CHUNK // 4,
         "products": "\n".join(_PRODUCT.format(low=low, high=high) for low, high in STEPS),
     }
