@@ -116,6 +116,18 @@ def test_any_layout_and_dtype():
         assert torch.equal(ours_, again_)
 
 
+def test_a_default_dtype_changes_nothing():
+    outputs = make_outputs(4)
+    expected = select_instances(outputs, GRID)
+    torch.set_default_dtype(torch.float64)
+    try:
+        ours = assert_equal_to_the_definition(outputs)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for ours_, expected_ in zip(ours, expected, strict=True):
+        assert torch.equal(ours_, expected_)
+
+
 def test_values_that_are_no_numbers():
     outputs = make_outputs(2, whole=True)
     outputs.mask_features[0, 1, 3, 4] = float("nan")

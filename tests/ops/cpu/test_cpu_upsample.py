@@ -135,6 +135,11 @@ def test_any_layout_dtype_and_autocast():
     probs = make_probs("blobs", 5, 12, 16).half()
     settings = {"padded_size": (48, 64), "input_size": (45, 64), "orig_size": (90, 111)}
     expected = assert_equal_to_the_definition(probs, **settings)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert_equal_to_the_definition(probs, **settings)
+    finally:
+        torch.set_default_dtype(torch.float32)
     strided = probs.permute(1, 2, 0).contiguous().permute(2, 0, 1).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours = upsample_masks(strided, **settings)

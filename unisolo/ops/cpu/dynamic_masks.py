@@ -72,7 +72,7 @@ def pack_candidates(
     blocks = list(_row_blocks(rows, features, chunk_pixels)) if count else []
     lengths = [-(-(block.stop - block.start) * width // 64) for block in blocks]
     words = np.empty((count, sum(lengths)), dtype=np.uint64)
-    inside = torch.empty(count, height)
+    inside = weights.new_empty(count, height, dtype=torch.float32)
     logits = None
     start = 0
     for block, length in zip(blocks, lengths, strict=True):
@@ -135,7 +135,7 @@ def _logits(weights: Tensor, features: Tensor, num_rows: int) -> Tensor:
     """Multiply [n, E] by [E, rows, w]: flat, n * rows * w logits and some values of no meaning."""
     weights = F.pad(weights.float(), (0, 0, 0, num_rows - len(weights)))
     pixels = features.float().flatten(1)
-    flat = torch.empty(num_rows * pixels.shape[1] + VECTOR)
+    flat = pixels.new_empty(num_rows * pixels.shape[1] + VECTOR)
     with full_precision(weights.device):
         torch.mm(weights, pixels, out=flat[:-VECTOR].view(num_rows, -1))
     return flat

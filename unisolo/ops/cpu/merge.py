@@ -89,7 +89,7 @@ def _paint_instances(
         area = int(count_bits(mask).sum(dtype=np.int64))
         hidden = int(count_bits(mask & taken).sum(dtype=np.int64))
         # Divided by torch, as the definition does: a share equal to the threshold is kept.
-        if hidden == area or torch.tensor(hidden) / area > overlap_threshold:
+        if hidden == area or torch.tensor(hidden, device="cpu") / area > overlap_threshold:
             continue
         number += 1
         areas[k] = area - hidden

@@ -60,7 +60,8 @@ def select_instances(
     """
     logits, kernels, features = (field.detach() for field in outputs[:3])
     strides = cell_strides(grid, kernels.device)
-    soft = torch.zeros(len(logits), max_instances, *features.shape[2:])
+    size = (len(logits), max_instances, *features.shape[2:])
+    soft = features.new_zeros(size, dtype=torch.float32)
     selected = []
     for image in range(len(logits)):
         probs = _category_probs(logits[image], grid)
@@ -138,7 +139,7 @@ def _leading_pairs(probs: Tensor, count: int) -> Candidates:
         level = (flat == least).nonzero().squeeze(1)
         index = torch.cat([above, level[: count - len(above)]])
     else:
-        index = torch.arange(len(flat))
+        index = torch.arange(len(flat), device=flat.device)
     # Equal values are in rising order, where a stable sort leaves them, as one of the whole would.
     scores, order = rank(flat[index], count)
     index = index[order]

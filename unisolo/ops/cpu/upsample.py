@@ -99,9 +99,11 @@ def upsample_masks(
     sizes = {"padded_size": padded_size, "input_size": input_size, "orig_size": orig_size}
     resize_to_original(mask_probs[:0], **sizes)  # checks the arguments
     num_masks = len(mask_probs)
-    packed = torch.zeros(num_masks, orig_size[0], (orig_size[1] + 7) // 8, dtype=torch.uint8)
-    boxes = torch.zeros(num_masks, 4)
-    areas = torch.zeros(num_masks, dtype=torch.int64)
+    packed = mask_probs.new_zeros(
+        num_masks, orig_size[0], (orig_size[1] + 7) // 8, dtype=torch.uint8
+    )
+    boxes = mask_probs.new_zeros(num_masks, 4, dtype=torch.float32)
+    areas = mask_probs.new_zeros(num_masks, dtype=torch.int64)
     if num_masks == 0:
         return UpsampledMasks(packed, boxes, areas)
     soft = mask_probs.detach().float()
@@ -113,7 +115,9 @@ def upsample_masks(
         scale = abs(threshold) if lowest >= 0 else max(abs(threshold), -lowest, abs(highest))
         resizes = (soft.shape[1:] != padded_size) + (input_size != orig_size)
         margin = resizes * ROUNDING * scale + UNDERFLOW
-        unsure = _upsample(soft, axes, threshold, margin, packed.numpy(), boxes, areas)
+        unsure = _upsample(
+            soft, axes, threshold, margin, packed.numpy(), boxes.numpy(), areas.numpy()
+        )
     if unsure:
         with use_kernels("torch"):
             exact = definition(
@@ -128,7 +132,9 @@ def upsample_masks(
 
 def _axis(size: int, padded: int, valid: int, orig: int) -> _Axis:
     """Find what the resizes do along one axis by resizing each pixel alone."""
-    single = torch.eye(size).unsqueeze(1)  # along the width: twice as fast
+    single = torch.eye(size, dtype=torch.float32, device="cpu").unsqueeze(
+        1
+    )  # along the width: twice as fast
     resized = resize_to_original(
         single, padded_size=(1, padded), input_size=(1, valid), orig_size=(1, orig)
     )
@@ -145,8 +151,8 @@ def _upsample(
     threshold: float,
     margin: float,
     packed: NDArray[np.uint8],
-    boxes: Tensor,
-    areas: Tensor,
+    boxes: NDArray[np.float32],
+    areas: NDArray[np.int64],
 ) -> list[int]:
     """Fill in all masks of which every pixel is sure; return the numbers of the others."""
     vertical, horizontal = axes
@@ -169,8 +175,8 @@ def _upsample(
         y = np.flatnonzero(bits.any(1))
         if len(y):
             x = np.flatnonzero(np.unpackbits(np.bitwise_or.reduce(bits, axis=0)))
-            boxes[k] = torch.tensor([left + x[0], top + y[0], left + x[-1] + 1, top + y[-1] + 1])
-            areas[k] = int(count_bits(bits).sum(dtype=np.int64))
+            boxes[k] = [left + x[0], top + y[0], left + x[-1] + 1, top + y[-1] + 1]
+            areas[k] = count_bits(bits).sum(dtype=np.int64)
     return unsure
 
 
@@ -183,8 +189,8 @@ def _resized(
 ) -> Tensor:
     """Resize [h, w] to a part of the original's pixels."""
     left, right = horizontal.inputs(*columns)
-    tall = torch.empty(rows[1] - rows[0], right - left, dtype=vertical.weights.dtype)
-    values = torch.empty(len(tall), columns[1] - columns[0], dtype=tall.dtype)
+    tall = vertical.weights.new_empty(rows[1] - rows[0], right - left)
+    values = tall.new_empty(len(tall), columns[1] - columns[0])
     with full_precision(probs.device):
         probs = probs[:, left:right].to(tall.dtype)
         for part in row_chunks(len(tall), 1, STRIP):
