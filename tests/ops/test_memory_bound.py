@@ -9,11 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unisolo import Categories, Category
 from unisolo.benchmark.memory import MIB, Crowd, measure_memory
-from unisolo.config import InferenceConfig
+from unisolo.config import Config, InferenceConfig
 from unisolo.graphs import select
 from unisolo.ops.backend import use_kernels
 from unisolo.structures import GridSpec, ImageMeta, Outputs
 from unisolo.tasks import TASKS
+from unisolo.thresholds import settings_of_call
 
 GRID = GridSpec((12, 8, 4), (8, 16, 32), ((1, 8), (4, 16), (8, 64)))
 CATEGORIES = Categories(
@@ -99,22 +100,22 @@ def test_the_definition_holds_candidates_as_bits(side):
 
 @pytest.mark.parametrize("kernels", ["torch", "auto"])
 def test_the_budget_is_honoured_and_changes_no_result(kernels):
-    outputs = crowd(64)
+    outputs, few = crowd(48), {"max_candidates": 150, "max_instances": 30}
     with use_kernels(kernels):
-        expected = answer(outputs, memory_budget=4096)
+        expected = answer(outputs, memory_budget=4096, **few)
         largest = {}
         for budget in (1, 4):
             with LiveBytes() as live:
-                result = answer(outputs, memory_budget=budget)
+                result = answer(outputs, memory_budget=budget, **few)
             largest[budget] = live.largest_float
-            assert len(result) == len(expected) > 20
+            assert len(result) == len(expected) > 10
             torch.testing.assert_close(result.scores, expected.scores, rtol=0, atol=1e-6)
             assert torch.equal(result.labels, expected.labels)
             changed = (result.masks != expected.masks).sum()
             assert changed <= 1e-5 * expected.masks.numel()
             assert torch.equal(result.panoptic_seg, expected.panoptic_seg)
     # What a budget cannot make smaller: one full-size mask, soft masks of the kept, square tables.
-    floor = max(256 * 259, 100 * 64 * 64, 500 * 501)
+    floor = max(192 * 195, 30 * 48 * 48, 150 * 151)
     assert largest[1] <= max(MIB // 16, floor)
     assert largest[4] <= max(4 * MIB // 16, floor)
 
@@ -145,6 +146,15 @@ def test_a_budget_reaches_every_step(monkeypatch):
         "upsample_masks": 2**21,
         "segment_stuff": 2**19,
     }
+
+
+def test_a_budget_can_be_given_per_call():
+    config = Config(task="instance")
+    settings = settings_of_call(config, "detection", 0.3, {"memory_budget": 7})
+    assert settings.chunk_pixels == 7 * MIB // 16
+    assert settings.select_arguments() == config.inference.select_arguments()
+    with pytest.raises(ValueError, match="memory_budget"):
+        settings_of_call(config, "detection", 0.3, {"memory_budget": 0})
 
 
 @pytest.mark.slow
