@@ -104,8 +104,9 @@ def upsample_masks(
     )
     boxes = mask_probs.new_zeros(num_masks, 4, dtype=torch.float32)
     areas = mask_probs.new_zeros(num_masks, dtype=torch.int64)
+    found = UpsampledMasks(packed, boxes, areas)
     if num_masks == 0:
-        return UpsampledMasks(packed, boxes, areas)
+        return found
     soft = mask_probs.detach().float()
     lowest, highest = (float(value) for value in soft.aminmax())
     unsure = list(range(num_masks))
@@ -115,9 +116,7 @@ def upsample_masks(
         scale = abs(threshold) if lowest >= 0 else max(abs(threshold), -lowest, abs(highest))
         resizes = (soft.shape[1:] != padded_size) + (input_size != orig_size)
         margin = resizes * ROUNDING * scale + UNDERFLOW
-        unsure = _upsample(
-            soft, axes, threshold, margin, packed.numpy(), boxes.numpy(), areas.numpy()
-        )
+        unsure = _upsample(soft, axes, threshold, margin, found)
     if unsure:
         with use_kernels("torch"):
             exact = definition(
@@ -127,14 +126,13 @@ def upsample_masks(
                 chunk_pixels=min(chunk_pixels, REUSED_PIXELS),
             )
         packed[unsure], boxes[unsure], areas[unsure] = exact
-    return UpsampledMasks(packed, boxes, areas)
+    return found
 
 
 def _axis(size: int, padded: int, valid: int, orig: int) -> _Axis:
     """Find what the resizes do along one axis by resizing each pixel alone."""
-    single = torch.eye(size, dtype=torch.float32, device="cpu").unsqueeze(
-        1
-    )  # along the width: twice as fast
+    # Along the width, which takes half of the time.
+    single = torch.eye(size, dtype=torch.float32, device="cpu").unsqueeze(1)
     resized = resize_to_original(
         single, padded_size=(1, padded), input_size=(1, valid), orig_size=(1, orig)
     )
@@ -150,12 +148,11 @@ def _upsample(
     axes: list[_Axis],
     threshold: float,
     margin: float,
-    packed: NDArray[np.uint8],
-    boxes: NDArray[np.float32],
-    areas: NDArray[np.int64],
+    found: UpsampledMasks,
 ) -> list[int]:
     """Fill in all masks of which every pixel is sure; return the numbers of the others."""
     vertical, horizontal = axes
+    packed, boxes, areas = (field.numpy() for field in found)
     # A mean of values at most this high cannot pass the threshold, however it is rounded.
     rows = torch.stack(extents(soft.amax(2) > threshold - margin), 1).tolist()
     columns = torch.stack(extents(soft.amax(1) > threshold - margin), 1).tolist()
