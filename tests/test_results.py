@@ -238,6 +238,19 @@ def test_masks_survive_the_way_through_rle(
         assert rle_ops.toBbox(expected).tolist() == [x, y, w, h]
 
 
+def test_a_pickled_result_takes_only_its_own_memory() -> None:
+    block = torch.zeros(50, 100, 125, dtype=torch.uint8)
+    fields = {"scores": torch.ones(2), "labels": torch.zeros(2, dtype=torch.int64)}
+    result = Result(
+        (100, 1000), CATEGORIES, boxes=torch.ones(2, 4), packed_masks=block[:2], **fields
+    )
+    written = pickle.dumps(result)
+    assert len(written) < 3 * 100 * 125 < block.numel()
+    again = pickle.loads(written)
+    assert torch.equal(again.packed_masks, result.packed_masks)
+    assert again.categories == CATEGORIES
+
+
 def test_long_runs_take_several_letters() -> None:
     from pycocotools import mask as rle_ops
 

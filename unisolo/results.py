@@ -115,6 +115,13 @@ class Result:
         ids = torch.tensor([c.id for c in self.categories], device=self.labels.device)
         return ids[self.labels]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: tensors with memory of their own, not the block they share."""
+        return {
+            name: value.clone() if isinstance(value, Tensor) else value
+            for name, value in self.__dict__.items()
+        }
+
     def __len__(self) -> int:
         return int(self.scores.shape[0])
 
