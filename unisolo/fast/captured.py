@@ -92,7 +92,8 @@ class CapturedCalls:
             # "thread_local": what other threads do on the device meanwhile is not our capture's.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 answer = call(*ours)
-        except RuntimeError as error:
+        # It has just run three times: whatever is wrong now is so of capturing it.
+        except Exception as error:
             torch.cuda.set_stream(current)  # a capture that fails leaves its own
             self._works = False
             reason = str(error).splitlines()[0]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from binding import launches
 from compiling import Kernel, compile_kernels
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -238,6 +239,34 @@ def test_compiles_without_spills(kind: str, capability: int) -> None:
     for made in compile_kernels(_compilations(kind), capability):
         assert made.spilled == 0, made.name
         assert made.registers <= 255, made.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_launches_are_bound_as_on_a_gpu(kind: str) -> None:
+    program = f"""
+from unisolo.ops.kernels.group_norm import group_norm, group_norm_grids
+grids = ((0, 0, 40), (0, 41, 36), (0, 78, 24), (0, 103, 16), (25, 78, 12))
+def run(shape, groups, grids=None):
+    for order in (torch.contiguous_format, torch.channels_last):
+        features = torch.empty(shape, dtype=torch.{kind}, memory_format=order)
+        weight, bias = torch.empty(2, shape[1])
+        if grids is None:
+            group_norm(features, groups, weight, bias, 1e-5, relu=True)
+        else:
+            group_norm_grids(features, grids, groups, weight, bias, 1e-5, relu=True)
+run((1, 128, 200, 336), 32)
+run((8, 256, 200, 304), 32)
+run((3, 37, 201, 301), 1)
+run((1, 1, 400, 300), 1)
+run((1, 512, 40, 119), 32, grids)
+run((2, 4, 1, 1), 4, ((0, 0, 1),))
+run((2, 4, 1, 1), 4)
+run((1, 1, 1, 7), 1)
+run((0, 128, 200, 336), 32)
+"""
+    large = ["_moments_kernel", "_factors_kernel", "_apply_kernel"]
+    assert launches(program) == large * 8 + ["_group_kernel"] * 8
 
 
 @pytest.mark.gpu
