@@ -94,6 +94,7 @@ def measure_models(
             rows += _rows("", batch, others, base)
         for config in configs:
             tell(f"{config.stem}, {batch} image{'s' * (batch > 1)}")
+            torch.compiler.reset()  # after 8 backbones torch would silently compile no more
             subject = _Subject(config, images, sizes, dtype, compile)
             instances[config.stem] = subject.instances()
             rows += _rows(config.stem, batch, subject.time(repeat), base)
