@@ -101,6 +101,7 @@ SIZES = [
 ]
 
 
+@pytest.mark.usefixtures("each_twin")
 @pytest.mark.parametrize(("orig_size", "input_size"), SIZES)
 @pytest.mark.parametrize("num_masks", [0, 1, 5])
 def test_upsampled_masks_boxes_and_areas_agree(orig_size, input_size, num_masks):
@@ -120,6 +121,7 @@ def test_upsampled_masks_boxes_and_areas_agree(orig_size, input_size, num_masks)
         assert box == (tight or [0, 0, 0, 0])
 
 
+@pytest.mark.usefixtures("each_twin")
 @pytest.mark.parametrize("chunk_pixels", [1, 4096, 10000, 10**9])
 def test_upsampling_does_not_depend_on_the_chunk(chunk_pixels):
     probs = torch.rand(7, 16, 16)
@@ -159,6 +161,7 @@ def test_half_precision_probabilities_are_resized_in_float32(dtype):
     assert torch.equal(result.packed, upsample_masks(probs.float(), **frames).packed)
 
 
+@pytest.mark.usefixtures("each_twin")
 def test_the_threshold_is_strict():
     frames = {"padded_size": (8, 8), "input_size": (8, 8), "orig_size": (8, 8)}
     half = torch.full((1, 2, 2), 0.5)

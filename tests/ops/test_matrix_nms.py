@@ -63,6 +63,7 @@ def run(masks, labels, scores, kernel="gaussian", sigma=2.0):
     ).numpy()
 
 
+@pytest.mark.usefixtures("each_twin")
 @pytest.mark.parametrize(("kernel", "sigma"), KERNELS)
 @given(data=instances())
 def test_equals_the_formula_pair_by_pair(kernel, sigma, data):

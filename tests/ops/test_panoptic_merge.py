@@ -68,6 +68,7 @@ def scenes(draw):
     return masks, scores, stuff_index, num_stuff
 
 
+@pytest.mark.usefixtures("each_twin")
 @given(
     scenes(),
     st.sampled_from([0.0, 0.25, 0.5, 0.9]),

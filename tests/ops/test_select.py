@@ -80,6 +80,7 @@ def twin(outputs: Outputs, grid: GridSpec, *, max_candidates=500, pre_nms=500, m
     return sorted(kept, key=lambda item: -item[0])[:max_instances]
 
 
+@pytest.mark.usefixtures("each_twin")
 @given(st.integers(0, 10**6), st.sampled_from([1, 2, 5]), st.sampled_from([1, 7, 500]))
 def test_equals_the_reference_by_loops(seed, categories, max_candidates):
     outputs = make_outputs(seed, categories=categories)
@@ -131,6 +132,7 @@ def test_images_of_a_batch_do_not_touch_each_other():
             assert torch.equal(ours[0], theirs[image])
 
 
+@pytest.mark.usefixtures("each_twin")
 def test_nothing_above_the_threshold_takes_the_same_path():
     outputs = make_outputs()
     silent = select_instances(
@@ -171,6 +173,7 @@ def test_one_cell_gives_several_categories_one_kernel():
     assert torch.equal(instances.mask_probs[0, 0], instances.mask_probs[0, 1])
 
 
+@pytest.mark.usefixtures("each_twin")
 @pytest.mark.parametrize("chunk_pixels", [1, 99, 500, 10**9])
 def test_result_does_not_depend_on_the_chunk(chunk_pixels):
     # Small integers: products are exact whatever their order, so equality must be, too.
@@ -197,6 +200,7 @@ class _LargestFloat(TorchDispatchMode):
         return out
 
 
+@pytest.mark.usefixtures("each_twin")
 def test_soft_masks_of_all_candidates_never_exist_at_once():
     outputs = make_outputs(categories=20, size=(40, 50), num_kernels=30)
     settings = {"max_candidates": 200, "max_instances": 5, "chunk_pixels": 4 * 2000}
