@@ -60,9 +60,28 @@ class Compiled:
 
 def compile_kernels(kernels: list[Kernel], capability: int = 90) -> list[Compiled]:
     """Compile for one architecture; raises with the compiler's words where one does not."""
+    return _in_another_process("kernels", json.dumps([asdict(k) for k in kernels]), capability)
+
+
+def compile_calls(program: str, capability: int = 90) -> list[Compiled]:
+    """Run a program whose kernels are compiled where they are launched, and not executed.
+
+    What a launcher makes of its arguments is checked with it; results are whatever memory held.
+
+    Args:
+        program: Python, with tensors of the CPU.
+        capability: Of the GPU that is not there.
+
+    Returns:
+        Every kernel in every form it was launched in.
+    """
+    return _in_another_process("calls", program, capability)
+
+
+def _in_another_process(task: str, text: str, capability: int) -> list[Compiled]:
     done = subprocess.run(
-        [sys.executable, __file__, str(capability)],
-        input=json.dumps([asdict(kernel) for kernel in kernels]),
+        [sys.executable, __file__, task, str(capability)],
+        input=text,
         env={**os.environ, "TRITON_INTERPRET": "0"},
         capture_output=True,
         text=True,
@@ -95,9 +114,43 @@ def _compile(kernel: Kernel, capability: int) -> Compiled:
         constants[(place,)] = tuple(given) if isinstance(given, list) else given
     source = ASTSource(function, signature, constants, attributes)
     target = GPUTarget("cuda", capability, 32)
-    made = triton.compile(source, target=target, options=kernel.options)
+    return _read(kernel.name, triton.compile(source, target=target, options=kernel.options))
+
+
+def _compile_calls(program: str, capability: int) -> list[Compiled]:
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    class AbsentGpu:
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", capability, 32)
+
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+    found: dict[int, tuple[str, Any]] = {}
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        sizes = grid(options) if callable(grid) else grid
+        if not all(0 < size < (2**31, 2**16, 2**16)[axis] for axis, size in enumerate(sizes)):
+            raise ValueError(f"{self.__name__} cannot be launched on a grid of {sizes}")
+        made = run(self, *args, grid=grid, warmup=True, **options)
+        found[id(made)] = (self.__name__, made)
+
+    driver.set_active(AbsentGpu())
+    JITFunction.run = compile_only
+    exec(compile(program, "program", "exec"), {})
+    return [_read(name, made) for name, made in found.values()]
+
+
+def _read(name: str, made: Any) -> Compiled:
     registers, spilled = _assembled(made.asm["ptx"])
-    return Compiled(kernel.name, made.metadata.shared, registers, spilled, made.asm["ptx"])
+    return Compiled(name, made.metadata.shared, registers, spilled, made.asm["ptx"])
 
 
 def _assembled(ptx: str) -> tuple[int, int]:
@@ -127,5 +180,9 @@ def _assembled(ptx: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    rows = [asdict(_compile(Kernel(**row), int(sys.argv[1]))) for row in json.load(sys.stdin)]
-    print(json.dumps(rows))
+    _task, _capability = sys.argv[1], int(sys.argv[2])
+    if _task == "kernels":
+        _rows = [_compile(Kernel(**row), _capability) for row in json.load(sys.stdin)]
+    else:
+        _rows = _compile_calls(sys.stdin.read(), _capability)
+    print(json.dumps([asdict(row) for row in _rows]))

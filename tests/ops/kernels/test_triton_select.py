@@ -15,14 +15,14 @@ GRID = GridSpec((4, 3, 1), (4, 8, 16), ((1, 8), (4, 16), (8, 64)))
 
 def make_outputs(
     device, *, batch=1, categories=2, size=(9, 11), channels=5, seed=0, dtype=torch.float32,
-    grid=GRID,
+    grid=GRID, num_kernels=9,
 ) -> Outputs:  # fmt: skip
     """Ties of category logits and duplicates of masks are common; values are exact in halves."""
     generator = torch.Generator().manual_seed(seed)
     cells = grid.num_cells
     logits = torch.randint(-5, 5, (batch, cells, categories), generator=generator)
-    pool = torch.randint(-8, 9, (batch, 9, channels), generator=generator) / 4
-    pick = torch.randint(9, (cells,), generator=generator)
+    pool = torch.randint(-8, 9, (batch, num_kernels, channels), generator=generator) / 4
+    pick = torch.randint(num_kernels, (cells,), generator=generator)
     features = torch.randint(-4, 5, (batch, channels, *size), generator=generator) / 4
     fields = (logits, pool[:, pick], features)
     return Outputs(*(field.to(device, dtype) for field in fields), {})
@@ -162,21 +162,26 @@ def test_twice_the_same(device, poisoned):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("batch", [1, 3])
-def test_on_a_gpu(poisoned, dtype, batch):
+@pytest.mark.parametrize(
+    ("batch", "size", "channels", "seed"),
+    [(1, (25, 43), 64, 0), (3, (25, 43), 64, 0), (1, (100, 168), 256, 2)],
+)
+def test_on_a_gpu(poisoned, dtype, batch, size, channels, seed):
+    """Of these seeds, different scores differ by 1e-3 at least: the order is not up to rounding."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    for size, channels in (((25, 43), 64), ((100, 168), 256)):
-        outputs = make_outputs(
-            "cuda",
-            batch=batch,
-            categories=20,
-            size=size,
-            channels=channels,
-            dtype=dtype,
-            grid=GridSpec(),
-        )
-        check(outputs, poisoned, GridSpec(), score_error=1e-3, mask_error=1e-3)
+    outputs = make_outputs(
+        "cuda",
+        batch=batch,
+        categories=4,
+        size=size,
+        channels=channels,
+        dtype=dtype,
+        grid=GridSpec(),
+        num_kernels=3,
+        seed=seed,
+    )
+    check(outputs, poisoned, GridSpec(), score_error=1e-3, mask_error=1e-3)
 
 
 @pytest.mark.gpu
