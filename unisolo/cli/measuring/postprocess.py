@@ -11,8 +11,6 @@ from unisolo.cli.measuring.app import JsonFileOption, benchmark, show
 
 __all__ = ["postprocess"]
 
-DTYPES = ("float32", "bfloat16", "float16")
-
 
 @benchmark.command(
     epilog=examples(
@@ -39,11 +37,11 @@ def postprocess(
         str | None,
         typer.Option(help="The image as HxW; default: 800x1333 on a GPU, 608x800 on a CPU."),
     ] = None,
-    dtype: Annotated[
+    precision: Annotated[
         str | None,
         typer.Option(
-            help="Of kernels and mask features: float32, bfloat16 or float16; default: bfloat16 "
-            "on a GPU, float32 on a CPU."
+            help="Of kernels and mask features: fp32, bf16 or fp16; default: bf16 on a GPU, fp32 "
+            "on a CPU."
         ),
     ] = None,
     repeat: Annotated[int, typer.Option(metavar="N", help="Timed runs of each way.")] = 10,
@@ -64,18 +62,17 @@ def postprocess(
     from unisolo.benchmark.postprocess import measure_postprocess
     from unisolo.benchmark.postprocess_tables import postprocess_tables
     from unisolo.benchmark.scenes import SCENES
-    from unisolo.devices import resolve_device
+    from unisolo.devices import resolve_device, resolve_precision
 
     if device == "auto" and not torch.cuda.is_available():
         device = "cpu"  # MPS has no timer of its own
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"--dtype is {', '.join(DTYPES)}, got {dtype}")
+    chosen = resolve_device(device)
     report = measure_postprocess(
         scenes=scenes or list(SCENES),
         candidates=candidates,
         image_size=None if size is None else parse_size(size, "--size"),
-        dtype=None if dtype is None else getattr(torch, dtype),
-        device=resolve_device(device),
+        dtype=None if precision is None else resolve_precision(precision, chosen),
+        device=chosen,
         repeat=repeat,
         threads=threads,
         tell=lambda text: typer.echo(text, err=True),
