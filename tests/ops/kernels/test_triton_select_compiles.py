@@ -9,7 +9,8 @@ pytest.importorskip("triton")
 
 PROGRAM = """
 import torch
-from unisolo.ops.kernels import dynamic_masks
+from unisolo.ops.kernels import products
+from unisolo.ops.kernels.dynamic_masks import dynamic_masks
 from unisolo.ops.kernels.select import select_instances
 from unisolo.ops.kernels.soft_masks import soft_masks
 from unisolo.ops.select import Candidates
@@ -31,7 +32,7 @@ def masks(outputs, count, threshold=0.5):
     batch = len(outputs.kernels)
     cells = torch.zeros(batch, count, dtype=torch.int64)
     candidates = Candidates(torch.ones(batch, count), cells, cells)
-    dynamic_masks.dynamic_masks(
+    dynamic_masks(
         outputs.kernels, outputs.mask_features, candidates, GRID, mask_threshold=threshold
     )
     soft_masks(outputs.kernels, outputs.mask_features, cells[:, :100], cells[:, :100] == 0)
@@ -51,7 +52,7 @@ def check(calls: str, capability: int, shared: int | None = None) -> set[str]:
 @pytest.mark.parametrize("capability", [80, 90])
 def test_every_step(capability):
     """One of everything (number 1 is compiled apart) and the usual numbers; a cut before NMS."""
-    holds = "dynamic_masks._holds_kernels = lambda device: False\n" if capability < 90 else ""
+    holds = "products._holds_kernels = lambda device: False\n" if capability < 90 else ""
     names = check(
         holds
         + "select_instances(make('bfloat16', 256, (16, 32)), GRID, pre_nms=200)\n"
@@ -80,7 +81,7 @@ def test_kernels_stay_on_a_hopper_chip(kind):
 @pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32"])
 def test_kernels_read_in_steps(kind, capability):
     """In float32, on other GPUs (as small as those outside data centres), of any size."""
-    calls = "dynamic_masks._holds_kernels = lambda device: False\n"
+    calls = "products._holds_kernels = lambda device: False\n"
     for size in ((16, 32), (5, 7)):
         for last in (False, True):
             calls += f"masks(make('{kind}', 256, {size}, last={last}), 100)\n"

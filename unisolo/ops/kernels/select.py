@@ -61,6 +61,8 @@ def select_instances(
         Instances; `mask_probs` are float16 where kernels and features share a half precision.
     """
     logits, kernels, features = (field.detach() for field in outputs[:3])
+    if kernels.stride(2) != 1:  # a candidate's kernel is read by itself
+        kernels = kernels.contiguous()
     ranked = ranked_pairs(
         logits, grid, score_threshold=score_threshold, max_candidates=max_candidates
     )
@@ -158,7 +160,7 @@ def _count(  # type: ignore[no-untyped-def]
         large += (tl.load(scores_ptr + at, mask=exists, other=0.0) > 0).to(tl.int32)
         entering += (entered > 0).to(tl.int32)
         staying += ((entered > 0) & (decayed >= threshold)).to(tl.int32)
-    counts_ptr += image * 6
+    counts_ptr += image * 6  # as many as STAGES
     passing = tl.load(passing_ptr + image * passing_stride)
     stayed = tl.sum(staying, 0)
     tl.store(counts_ptr, passing.to(tl.int64))

@@ -7,10 +7,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unisolo.ops.kernels.dynamic_masks import is_wide, logit_tile, resident_kernels, tiling_of
 from unisolo.ops.kernels.launch import as_pixels, jit, on_device_of
+from unisolo.ops.kernels.products import is_wide, logit_tile, resident_kernels, tiling_of
 
 __all__ = ["soft_masks"]
+
+PIXELS = 64
+"""Pixels per block, as in `unisolo.ops.kernels.dynamic_masks`."""
 
 
 def soft_masks(kernels: Tensor, features: Tensor, cells: Tensor, valid: Tensor) -> Tensor:
@@ -60,10 +63,6 @@ def soft_masks(kernels: Tensor, features: Tensor, cells: Tensor, valid: Tensor) 
             num_warps=tiling.warps,
         )
     return soft
-
-
-PIXELS = 64
-"""Pixels per block: as many as the tiles of `dynamic_masks`."""
 
 
 @jit
