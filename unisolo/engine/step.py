@@ -108,8 +108,8 @@ def _not_finite(run: Run, loss: Tensor, norm: Tensor) -> tuple[bool, bool]:
 def _tensor_cores(run: Run) -> Iterator[None]:
     """Let products of float32 matrices use TF32 in a run whose network computes in 16 bits.
 
-    They are those of the dynamic convolution: its inputs have at most as many digits as TF32 and
-    lose nothing, and its gradients are rounded to 16 bits afterwards.
+    They are those of the dynamic convolution: its inputs come from layers that round to as few
+    digits as TF32 or fewer, and its gradients go back to them.
     """
     if run.world.device.type != "cuda" or run.dtype == torch.float32:
         yield

@@ -31,6 +31,7 @@ from unisolo.engine.distributed import World, join_world, restart_count
 from unisolo.engine.evaluate import check_categories, evaluate
 from unisolo.engine.feed import BatchFeed
 from unisolo.engine.logger import RunLogger
+from unisolo.engine.meter import Meter
 from unisolo.engine.report import coverage_line, object_sides
 from unisolo.engine.run import Run, holds_run, introduce, prepare, remove_run, restore, save
 from unisolo.engine.state import StateFolder, check_state, seed_all
@@ -41,9 +42,6 @@ from unisolo.report import TrainingFacts, leave_report, noted_warnings
 from unisolo.tasks import TaskAdapter, get_task
 
 __all__ = ["TrainSummary", "train"]
-
-WAITING = 0.1
-"""Share of the time spent waiting for data from which a run says what would help."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +209,7 @@ def _loop(
     """Take the steps, save and evaluate."""
     settings = run.config.train
     feed = BatchFeed(train_set, run.config, run.world, log.say)
-    meter = _Meter()
+    meter = Meter()
     run.forward.train()
     while True:
         if _evaluation_is_due(run):
@@ -318,60 +316,6 @@ def _headline(task: TaskAdapter, metrics: dict[str, float]) -> tuple[str, ...]:
             f"{sorted(metrics)}"
         )
     return task.headline
-
-
-class _Meter:
-    """Speed since the last line of the log, and how much of the time went into waiting for data.
-
-    The times are those of this process's clock, which needs no wait for the device: every step
-    waits once as it is (see `train_step`).
-    """
-
-    def __init__(self) -> None:
-        self._all_steps, self._all_waited, self._all_seconds = 0, 0.0, 0.0
-        self._restart()
-
-    def add(self, *, waited: float) -> None:
-        """Count a step that waited so many seconds for its data."""
-        self._steps += 1
-        self._waited += waited
-
-    def leave_out(self, seconds: float) -> None:
-        """Do not count time that was not training."""
-        self._since += seconds
-
-    def take(self, batch_size: int) -> dict[str, float]:
-        """Return the numbers and start anew; `data_time` and `step_time` are seconds per step."""
-        elapsed = time.monotonic() - self._since
-        values = {
-            "images_per_second": self._steps * batch_size / elapsed,
-            "data_share": self._waited / elapsed,
-            "data_time": self._waited / self._steps,
-            "step_time": (elapsed - self._waited) / self._steps,
-        }
-        self._all_steps += self._steps
-        self._all_waited += self._waited
-        self._all_seconds += elapsed
-        self._restart()
-        return values
-
-    def sentence(self) -> str:
-        """Say what all steps of this process waited for data, and what helps."""
-        if not self._all_steps:  # resumed after its last step
-            return "no step was left to take"
-        share = self._all_waited / self._all_seconds
-        text = (
-            f"waited for data {share:.1%} of the time: "
-            f"{1e3 * self._all_waited / self._all_steps:.1f} of "
-            f"{1e3 * self._all_seconds / self._all_steps:.1f} ms per step"
-        )
-        if share < WAITING:
-            return text
-        return f"{text}; more data.workers, data.cache=ram or smaller image files would help"
-
-    def _restart(self) -> None:
-        self._since = time.monotonic()
-        self._steps, self._waited = 0, 0.0
 
 
 @contextmanager
