@@ -245,6 +245,8 @@ def resize_to_original(
     # Maps go as the batch, not the channels: a batch of 0 is allowed, 0 channels are not.
     padded = F.interpolate(maps.float().unsqueeze(1), padded_size, mode="bilinear")
     valid = padded[..., : input_size[0], : input_size[1]]
+    if input_size == orig_size and not torch.compiler.is_compiling():  # a graph's sizes are free
+        return valid.squeeze(1)
     return F.interpolate(valid, orig_size, mode="bilinear").squeeze(1)
 
 

@@ -120,6 +120,13 @@ def test_sure_masks_are_not_made_twice(monkeypatch):
     made.clear()
     upsample_masks(make_probs("threshold", 4, 20, 30), **settings)
     assert made == [4]  # every pixel is at the threshold: only the definition can tell
+    made.clear()
+    tried = []
+    resized = upsample._resized
+    monkeypatch.setattr(upsample, "_resized", lambda *some: tried.append(1) or resized(*some))
+    assert_equal_to_the_definition(make_probs("threshold", 30, 20, 30), **settings)
+    assert made == [30]
+    assert len(tried) == upsample.ENOUGH
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -22,6 +22,7 @@ from unisolo.ops.cpu.packed import count_bits
 from unisolo.ops.masks import (
     CHUNK_PIXELS,
     UpsampledMasks,
+    check_frames,
     full_precision,
     resize_to_original,
     row_chunks,
@@ -42,6 +43,9 @@ UNDERFLOW = 1e-30
 
 STRIP = 128
 """Rows of a matrix used at a time: they reach few columns, all others are 0."""
+
+ENOUGH = 8
+"""Masks made in vain, if more than half were, before the definition makes the rest: noise."""
 
 REUSED_PIXELS = 2**22
 """Floats of a size that an allocator keeps, instead of asking for new pages each time."""
@@ -97,7 +101,7 @@ def upsample_masks(
         ValueError: As the definition.
     """
     sizes = {"padded_size": padded_size, "input_size": input_size, "orig_size": orig_size}
-    resize_to_original(mask_probs[:0], **sizes)  # checks the arguments
+    check_frames(mask_probs, padded_size=padded_size, input_size=input_size)
     num_masks = len(mask_probs)
     packed = mask_probs.new_zeros(
         num_masks, orig_size[0], (orig_size[1] + 7) // 8, dtype=torch.uint8
@@ -156,8 +160,10 @@ def _upsample(
     # A mean of values at most this high cannot pass the threshold, however it is rounded.
     rows = torch.stack(extents(soft.amax(2) > threshold - margin), 1).tolist()
     columns = torch.stack(extents(soft.amax(1) > threshold - margin), 1).tolist()
-    unsure = []
+    unsure: list[int] = []
     for k, probs in enumerate(soft):
+        if len(unsure) >= ENOUGH and 2 * len(unsure) > k:
+            return [*unsure, *range(k, len(soft))]
         top, bottom = vertical.outputs(*rows[k])
         left, right = horizontal.outputs(*columns[k])
         if top >= bottom or left >= right:
