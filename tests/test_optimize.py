@@ -208,11 +208,11 @@ def picture(height: int = 60, width: int = 84, seed: int = 0) -> Any:
 
 @pytest.mark.slow
 def test_a_compiled_predictor_gives_the_same_answers() -> None:
-    model = seasoned_model("model.head_norm=batch")
+    model = lively_model("model.head_norm=batch")
     plain, fast = Predictor(model), Predictor(model, compile=True)
     images = [picture(seed=1), picture(84, 60, seed=2)]
     for ours, theirs in zip(fast.predict_batch(images), plain.predict_batch(images), strict=True):
-        assert len(ours) == len(theirs) > 3
+        assert len(ours) == len(theirs) > 2
         np.testing.assert_allclose(ours.scores, theirs.scores, rtol=1e-3)
     sample = fast.preprocess(images[0])
     assert change(fast.forward([sample]), plain.forward([sample])) < 1e-3

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from unisolo.models import UniSolo
+from unisolo.ops.backend import use_kernels
 from unisolo.structures import Outputs
 
 __all__ = ["PLAIN_CONVOLUTIONS", "fold_batch_norms"]
@@ -51,7 +52,8 @@ def fold_batch_norms(model: UniSolo) -> int:
     device = model.mean.device
     model.cpu()
     try:
-        return _fold_checked(model)
+        with use_kernels("torch"):
+            return _fold_checked(model)
     finally:
         model.to(device)
 

@@ -48,19 +48,22 @@ def model(
         str | None, typer.Option(help="fp32, bf16 or fp16; default: bf16 on a GPU, fp32 on a CPU.")
     ] = None,
     repeat: Annotated[int, typer.Option(metavar="N", help="Timed runs of each.")] = 20,
-    compile: Annotated[
+    no_compile: Annotated[
         bool,
         typer.Option(
-            "--compile/--no-compile", help="Compile too (minutes); without, there is no floor."
+            "--no-compile",
+            metavar="",
+            help="Compile nothing (minutes less); there is no floor then.",
         ),
-    ] = True,
-    peers: Annotated[
+    ] = False,
+    no_peers: Annotated[
         bool,
         typer.Option(
-            "--peers/--no-peers",
-            help="Measure torchvision's Mask R-CNN too, and Mask2Former if transformers is there.",
+            "--no-peers",
+            metavar="",
+            help="Leave out torchvision's Mask R-CNN, and Mask2Former if transformers is there.",
         ),
-    ] = True,
+    ] = False,
     device: DeviceOption = "auto",
     json_file: JsonFileOption = None,
     debug: DebugOption = False,
@@ -90,8 +93,8 @@ def model(
         dtype=getattr(torch, name),
         device=chosen,
         repeat=repeat,
-        compile=compile,
-        peers=peers,
+        compile=not no_compile,
+        peers=not no_peers,
         tell=lambda text: typer.echo(text, err=True),
     )
     show(report.to_json(), model_table(report), json_file)
