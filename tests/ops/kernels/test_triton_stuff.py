@@ -118,7 +118,7 @@ def compilations(dtype: str) -> list[Kernel]:
         **dict.fromkeys(steps, "fp32"),
         "ROWS": 4,
         "COLUMNS": 128,
-        "WINDOW_ROWS": 8,
+        "WINDOW_ROWS": 4,
         "WINDOW_COLUMNS": 64,
     }
     return [

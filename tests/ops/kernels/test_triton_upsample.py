@@ -54,10 +54,11 @@ def check(mask_probs: Tensor, sizes: Frames, threshold: float = 0.5) -> Upsample
 
 FOUR_TIMES = [
     (1, (1, 1), (1, 1), torch.float32),
-    (3, (5, 7), (20, 28), torch.float16),
+    (2, (5, 7), (20, 28), torch.float16),
     (2, (5, 7), (17, 25), torch.float32),
     (1, (10, 140), (38, 557), torch.float32),  # more than one tile each way
     (2, (3, 9), (9, 33), torch.bfloat16),
+    (1, (19, 5), (75, 20), torch.float32),  # more rows than one program has
 ]
 ANY_SIZE = [
     ((5, 7), frames((20, 28), (17, 25), (11, 40))),
@@ -65,7 +66,8 @@ ANY_SIZE = [
     ((5, 7), frames((10, 14), (9, 13), (9, 13))),  # one resize, not by four
     ((9, 9), frames((5, 5), (5, 5), (7, 7))),  # a frame smaller than the map
     ((1, 1), frames((4, 4), (1, 1), (1, 1))),
-    ((1, 30), frames((4, 120), (3, 110), (5, 261))),  # more than one tile
+    ((1, 30), frames((4, 120), (3, 110), (3, 141))),  # more than one program each way
+    ((6, 3), frames((24, 12), (22, 11), (35, 9))),
     ((30, 150), frames((120, 600), (120, 600), (5, 9))),  # windows larger than they are read in
 ]
 
@@ -143,19 +145,20 @@ def test_small_masks_in_large_maps(orig: tuple[int, int], device: torch.device) 
     check(mask_probs, frames((40, 72), (40, 72), orig))
 
 
-@pytest.mark.parametrize("orig", [(24, 36), (7, 41)])
-def test_any_strides(orig: tuple[int, int], device: torch.device) -> None:
-    values = torch.rand(6, 9, 4).to(device)
-    sizes = frames((24, 36), (24, 36), orig)
-    check(values.permute(2, 0, 1)[::2], sizes)  # pixels lie apart, masks are the fastest
-    check(torch.rand(2, 12, 18).to(device)[:, ::2, 1::2], sizes)
+def test_any_strides(device: torch.device) -> None:
+    # Pixels lie apart, masks are the fastest dimension.
+    mask_probs = torch.rand(3, 9, 4).to(device).permute(2, 0, 1)[::2]
+    check(mask_probs, frames((12, 36), (12, 36), (12, 36)))
+    mask_probs = torch.rand(1, 6, 18).to(device)[:, ::2, 1::2]
+    check(mask_probs, frames((12, 36), (12, 36), (7, 31)))
 
 
-def test_equal_between_runs(device: torch.device) -> None:
-    mask_probs = torch.rand(1, 6, 9).to(device)
-    for orig in ((24, 36), (9, 31)):
-        first, second = (upsampled(mask_probs, frames((24, 36), (24, 36), orig)) for _ in range(2))
-        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+@pytest.mark.parametrize("orig", [(12, 36), (5, 31)])
+def test_equal_between_runs(orig: tuple[int, int], device: torch.device) -> None:
+    mask_probs = torch.rand(1, 3, 9).to(device)
+    sizes = frames((12, 36), (12, 36), orig)
+    first, second = upsampled(mask_probs, sizes), upsampled(mask_probs, sizes)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_wrong_frames_are_named(device: torch.device) -> None:
@@ -174,26 +177,27 @@ def compilations(dtype: str) -> list[Kernel]:
         "measures": "*i32:16",
         "threshold": "fp32",
         **dict.fromkeys(sizes, "i32"),
-        "ROWS": 4,
-        "WINDOW_ROWS": 8,
+        "WINDOW_ROWS": 4,
     }
-    fast = {**shared, "BYTES": 64, "WINDOW_COLUMNS": 256}
+    fast = {**shared, "ROWS": 2, "TURNS": 8, "BYTES": 64}
     steps = ("padded_step_y", "padded_step_x", "original_step_y", "original_step_x")
     any_size = {
         **shared,
         **dict.fromkeys(("input_height", "input_width"), "i32"),
         **dict.fromkeys(steps, "fp32"),
-        "BYTES": 32,
-        "WINDOW_COLUMNS": 128,
+        "ROWS": 2,
+        "TURNS": 16,
+        "BYTES": 16,
+        "WINDOW_COLUMNS": 64,
     }
     joined = {"measures": "*i32:16", "boxes": "*fp32:16", "areas": "*i64:16", "num_tiles": "i32"}
     kernels = [Kernel("unisolo.ops.kernels.mask_tiles", "join_measures", {**joined, "BLOCK": 256})]
     for stride in (1, "i32"):
         place = {"column_stride": stride}
-        kernels.append(Kernel(module, "_four_times", {**fast, **place}, {"num_warps": 4}))
+        kernels.append(Kernel(module, "_four_times", {**fast, **place}))
         for twice in (True, False):
             arguments = {**any_size, **place, "TWICE": twice}
-            kernels.append(Kernel(module, "_any_size", arguments, {"num_warps": 8}))
+            kernels.append(Kernel(module, "_any_size", arguments))
     return kernels
 
 
@@ -203,8 +207,8 @@ def compilations(dtype: str) -> list[Kernel]:
 def test_compiles_without_spills(dtype: str, capability: int) -> None:
     pytest.importorskip("triton")
     for made in compile_kernels(compilations(dtype), capability):
+        assert made.registers <= 80, made.name  # six programs at a time
         assert made.spilled == 0, made.name
-        assert made.registers <= 96, made.name  # at least 20 of 64 warps at a time
 
 
 @pytest.mark.gpu

@@ -11,9 +11,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from unisolo.ops.kernels.launch import jit
+from unisolo.ops.kernels.launch import jit, popcount
 
-__all__ = ["FAR", "cut_tile", "join_measures", "store_empty_measure", "store_measure", "store_tile"]
+__all__ = [
+    "FAR",
+    "add_measure",
+    "cut_tile",
+    "join_measures",
+    "no_measure",
+    "store_empty_measure",
+    "store_measure",
+    "store_tile",
+]
 
 FAR = tl.constexpr(2**30)
 """Beyond every pixel: the smallest row or column of an empty tile."""
@@ -37,6 +46,24 @@ def store_tile(packed, mask, bytes_, rows, byte_columns, height, width):  # type
 
 
 @jit
+def no_measure(ROWS: tl.constexpr, BYTES: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Start the measures of a program's tiles: pixel columns, pixels, first row, last row + 1."""
+    nothing = tl.zeros([ROWS, BYTES], tl.int32)
+    return nothing, nothing, tl.full([ROWS, BYTES], FAR, tl.int32), nothing
+
+
+@jit
+def add_measure(bytes_, rows, union, area, low_y, high_y):  # type: ignore[no-untyped-def]
+    """Add a tile at some rows to what `no_measure` began."""
+    some = bytes_ != 0
+    union |= bytes_
+    area += popcount(bytes_)
+    low_y = tl.minimum(low_y, tl.where(some, rows[:, None], FAR))
+    high_y = tl.maximum(high_y, tl.where(some, rows[:, None] + 1, 0))
+    return union, area, low_y, high_y
+
+
+@jit
 def _highest_bit(values):  # type: ignore[no-untyped-def]
     """Number of the highest set bit of values above 0: the exponent of their float form."""
     return (values.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
@@ -47,8 +74,8 @@ def store_measure(measure, columns, area, low_y, high_y, byte_columns):  # type:
     """Write area and half-open extent of a tile.
 
     Args:
-        measure: Pointer to the first of the tile's five numbers, which lie one tile count apart.
-        columns: [R, C] int32 bytes, every pixel column that the tile's mask has in these.
+        measure: Pointer to the first of its five numbers, which lie one tile count apart.
+        columns: [R, C] int32 bytes: every pixel column that has a pixel in some row.
         area: [R, C] int32, pixels.
         low_y: [R, C] int32, smallest row, or FAR.
         high_y: [R, C] int32, largest row + 1, or 0.

@@ -229,13 +229,11 @@ def window_peak(  # type: ignore[no-untyped-def]
     """Largest value of a map in a window; both ends belong to it."""
     peak = tl.full([ROWS, COLUMNS], float("-inf"), tl.float32)
     for row in range(top, bottom + 1, ROWS):
-        rows = row + tl.arange(0, ROWS)
+        # Repeating the last row and column is cheaper than leaving out what lies beyond.
+        rows = tl.minimum(row + tl.arange(0, ROWS), bottom)
         lines = base + rows.to(tl.int64)[:, None] * row_stride
         for column in range(left, right + 1, COLUMNS):
-            columns = column + tl.arange(0, COLUMNS)
-            inside = (rows <= bottom)[:, None] & (columns <= right)[None, :]
-            values = tl.load(
-                lines + columns[None, :] * column_stride, mask=inside, other=float("-inf")
-            )
+            columns = tl.minimum(column + tl.arange(0, COLUMNS), right)
+            values = tl.load(lines + columns[None, :] * column_stride)
             peak = tl.maximum(peak, values.to(tl.float32))
     return tl.max(tl.max(peak, 1), 0)

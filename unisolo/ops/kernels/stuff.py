@@ -30,7 +30,7 @@ from unisolo.ops.masks import CHUNK_PIXELS, check_frames
 
 __all__ = ["segment_stuff"]
 
-TILE = {"ROWS": 4, "COLUMNS": 128, "WINDOW_ROWS": 8, "WINDOW_COLUMNS": 64}
+TILE = {"ROWS": 4, "COLUMNS": 128, "WINDOW_ROWS": 4, "WINDOW_COLUMNS": 64}
 
 
 def segment_stuff(

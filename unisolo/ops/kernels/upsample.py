@@ -20,11 +20,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unisolo.ops.kernels.launch import jit, on_device_of, popcount, round_up
+from unisolo.ops.kernels.launch import jit, on_device_of, round_up
 from unisolo.ops.kernels.mask_tiles import (
-    FAR,
+    add_measure,
     cut_tile,
     join_measures,
+    no_measure,
     store_empty_measure,
     store_measure,
     store_tile,
@@ -41,9 +42,9 @@ from unisolo.ops.masks import CHUNK_PIXELS, UpsampledMasks, check_frames
 
 __all__ = ["upsample_masks"]
 
-# Eight warps: with four a thread's pixels need so many registers that half as many programs fit.
-TILE = {"ROWS": 4, "BYTES": 32, "WINDOW_ROWS": 8, "WINDOW_COLUMNS": 128, "num_warps": 8}
-FAST_TILE = {"ROWS": 4, "BYTES": 64, "WINDOW_ROWS": 8, "WINDOW_COLUMNS": 256, "num_warps": 4}
+# More rows per turn, or wider tiles, would take registers from a second program beside this one.
+TILE = {"ROWS": 2, "TURNS": 16, "BYTES": 16, "WINDOW_ROWS": 4, "WINDOW_COLUMNS": 64}
+FAST_TILE = {"ROWS": 2, "TURNS": 8, "BYTES": 64, "WINDOW_ROWS": 4}
 FAST_ARGUMENTS = (
     "low_height",
     "low_width",
@@ -84,7 +85,7 @@ def upsample_masks(
     fast = tuple(padded_size) == (4 * low_height, 4 * low_width) and not arguments["TWICE"]
     tile = FAST_TILE if fast else TILE
     tiles_x = round_up(packed.shape[2], tile["BYTES"]) // tile["BYTES"]
-    rows = 4 * tile["ROWS"] if fast else tile["ROWS"]
+    rows = (4 if fast else 1) * tile["ROWS"] * tile["TURNS"]
     num_tiles = tiles_x * (round_up(height, rows) // rows)
     measures = torch.empty(num_masks, 5, num_tiles, dtype=torch.int32, device=device)
     if fast:
@@ -120,21 +121,18 @@ def _any_size(  # type: ignore[no-untyped-def]
     original_step_x,
     TWICE: tl.constexpr,
     ROWS: tl.constexpr,
+    TURNS: tl.constexpr,
     BYTES: tl.constexpr,
     WINDOW_ROWS: tl.constexpr,
     WINDOW_COLUMNS: tl.constexpr,
 ):
-    """One tile of ROWS x 8 BYTES pixels of one mask, any pair of resizes."""
+    """TURNS tiles of ROWS x 8 BYTES pixels of one mask, below each other; any pair of resizes."""
     tile = tl.program_id(0)
     mask = tl.program_id(1).to(tl.int64)
     base = maps + mask * map_stride
-    row = tile // tiles_x * ROWS
+    first_row = tile // tiles_x * (ROWS * TURNS)
     byte_column = tile % tiles_x * BYTES
-    rows = row + tl.arange(0, ROWS)
     byte_columns = byte_column + tl.arange(0, BYTES)
-    top, bottom = axis_window(
-        row, height, ROWS, padded_step_y, original_step_y, low_height, input_height, TWICE
-    )
     left, right = axis_window(
         8 * byte_column,
         width,
@@ -145,29 +143,72 @@ def _any_size(  # type: ignore[no-untyped-def]
         input_width,
         TWICE,
     )
+    top, bottom = axis_window(
+        first_row,
+        height,
+        ROWS * TURNS,
+        padded_step_y,
+        original_step_y,
+        low_height,
+        input_height,
+        TWICE,
+    )
     peak = window_peak(
         base, row_stride, column_stride, top, bottom, left, right, WINDOW_ROWS, WINDOW_COLUMNS
     )
     measure = measures + mask * (5 * tl.num_programs(0)) + tile
     if peak > threshold:
         # Clamped, so that every tap lies in the map; what is outside is cut before it is written.
-        inside_rows = tl.minimum(rows, height - 1)
-        inside_columns = 8 * byte_column + tl.arange(0, 8 * BYTES)
-        inside_columns = tl.minimum(inside_columns, width - 1)
-        y = axis_taps(inside_rows, padded_step_y, original_step_y, low_height, input_height, TWICE)
-        x = axis_taps(inside_columns, padded_step_x, original_step_x, low_width, input_width, TWICE)
-        above = resized(base, row_stride, column_stride, y, x, TWICE) > threshold
+        columns = tl.minimum(8 * byte_column + tl.arange(0, 8 * BYTES), width - 1)
+        x = axis_taps(columns, padded_step_x, original_step_x, low_width, input_width, TWICE)
         places = 128 >> (tl.arange(0, 8 * BYTES) % 8)
-        bits = tl.where(above, places[None, :], 0)
-        bytes_ = tl.sum(tl.reshape(bits, [ROWS, BYTES, 8]), 2)
-        bytes_ = cut_tile(bytes_, rows, byte_columns, height, width)
-        store_tile(packed, mask, bytes_, rows, byte_columns, height, width)
-        low_y = tl.where(bytes_ != 0, rows[:, None], FAR)
-        high_y = tl.where(bytes_ != 0, rows[:, None] + 1, 0)
-        store_measure(measure, bytes_, popcount(bytes_), low_y, high_y, byte_columns)
+        union, area, low_y, high_y = no_measure(ROWS, BYTES)
+        turns = tl.minimum(TURNS, (height - first_row + ROWS - 1) // ROWS)
+        for turn in range(turns):
+            row = first_row + turn * ROWS
+            rows = row + tl.arange(0, ROWS)
+            bytes_ = tl.zeros([ROWS, BYTES], tl.int32)
+            top, bottom = axis_window(
+                row,
+                height,
+                ROWS,
+                padded_step_y,
+                original_step_y,
+                low_height,
+                input_height,
+                TWICE,
+            )
+            peak = window_peak(
+                base,
+                row_stride,
+                column_stride,
+                top,
+                bottom,
+                left,
+                right,
+                WINDOW_ROWS,
+                WINDOW_COLUMNS,
+            )
+            if peak > threshold:
+                y = axis_taps(
+                    tl.minimum(rows, height - 1),
+                    padded_step_y,
+                    original_step_y,
+                    low_height,
+                    input_height,
+                    TWICE,
+                )
+                above = resized(base, row_stride, column_stride, y, x, TWICE) > threshold
+                bits = tl.where(above, places[None, :], 0)
+                bytes_ = tl.sum(tl.reshape(bits, [ROWS, BYTES, 8]), 2)
+                bytes_ = cut_tile(bytes_, rows, byte_columns, height, width)
+                union, area, low_y, high_y = add_measure(bytes_, rows, union, area, low_y, high_y)
+            store_tile(packed, mask, bytes_, rows, byte_columns, height, width)
+        store_measure(measure, union, area, low_y, high_y, byte_columns)
     else:
-        empty = tl.zeros([ROWS, BYTES], tl.int32)
-        store_tile(packed, mask, empty, rows, byte_columns, height, width)
+        empty = tl.zeros([ROWS * TURNS, BYTES], tl.int32)
+        all_rows = first_row + tl.arange(0, ROWS * TURNS)
+        store_tile(packed, mask, empty, all_rows, byte_columns, height, width)
         store_empty_measure(measure)
 
 
@@ -186,62 +227,108 @@ def _four_times(  # type: ignore[no-untyped-def]
     row_stride,
     column_stride,
     ROWS: tl.constexpr,
+    TURNS: tl.constexpr,
     BYTES: tl.constexpr,
     WINDOW_ROWS: tl.constexpr,
-    WINDOW_COLUMNS: tl.constexpr,
 ):
-    """One tile of 4 ROWS x 8 BYTES pixels of one mask that is four times as large as its map."""
+    """As `_any_size`, of a mask that is four times as large as its map: 4 ROWS rows per turn."""
     tile = tl.program_id(0)
     mask = tl.program_id(1).to(tl.int64)
     base = maps + mask * map_stride
-    low_row = tile // tiles_x * ROWS
+    first_row = tile // tiles_x * (ROWS * TURNS)
     byte_column = tile % tiles_x * BYTES
-    low_rows = low_row + tl.arange(0, ROWS)
     byte_columns = byte_column + tl.arange(0, BYTES)
-    peak = window_peak(
+    peak = _peak_around(
         base,
         row_stride,
         column_stride,
-        _clamped(low_row - 1, low_height),
-        _clamped(low_row + ROWS, low_height),
-        _clamped(2 * byte_column - 1, low_width),
-        _clamped(2 * (byte_column + BYTES), low_width),
+        first_row,
+        byte_column,
+        low_height,
+        low_width,
+        ROWS * TURNS,
+        BYTES,
         WINDOW_ROWS,
-        WINDOW_COLUMNS,
     )
     measure = measures + mask * (5 * tl.num_programs(0)) + tile
     if peak > threshold:
         columns = _four_columns(byte_columns, low_width, column_stride)
-        above = _load_four(base, low_rows - 1, low_height, row_stride, columns)
-        here = _load_four(base, low_rows, low_height, row_stride, columns)
-        below = _load_four(base, low_rows + 1, low_height, row_stride, columns)
-        union = tl.zeros([ROWS, BYTES], tl.int32)
-        area = tl.zeros([ROWS, BYTES], tl.int32)
-        low_y = tl.full([ROWS, BYTES], FAR, tl.int32)
-        high_y = tl.zeros([ROWS, BYTES], tl.int32)
-        for phase in tl.static_range(4):
-            # Rows 0 and 1 of four lie above the middle of the value, 2 and 3 below it.
-            if phase == 0:
-                bytes_ = _byte(above, here, 0.375, threshold)
-            elif phase == 1:
-                bytes_ = _byte(above, here, 0.125, threshold)
-            elif phase == 2:
-                bytes_ = _byte(below, here, 0.125, threshold)
+        union, area, low_y, high_y = no_measure(ROWS, BYTES)
+        # A turn below the image writes nothing; a number of turns that varies would cost registers.
+        for turn in range(TURNS):
+            low_row = first_row + turn * ROWS
+            low_rows = low_row + tl.arange(0, ROWS)
+            peak = _peak_around(
+                base,
+                row_stride,
+                column_stride,
+                low_row,
+                byte_column,
+                low_height,
+                low_width,
+                ROWS,
+                BYTES,
+                WINDOW_ROWS,
+            )
+            if peak > threshold:
+                above = _load_four(base, low_rows - 1, low_height, row_stride, columns)
+                here = _load_four(base, low_rows, low_height, row_stride, columns)
+                below = _load_four(base, low_rows + 1, low_height, row_stride, columns)
+                for phase in tl.static_range(4):
+                    # Rows 0 and 1 of four lie above the middle of the value, 2 and 3 below it.
+                    if phase == 0:
+                        bytes_ = _byte(above, here, 0.375, threshold)
+                    elif phase == 1:
+                        bytes_ = _byte(above, here, 0.125, threshold)
+                    elif phase == 2:
+                        bytes_ = _byte(below, here, 0.125, threshold)
+                    else:
+                        bytes_ = _byte(below, here, 0.375, threshold)
+                    rows = 4 * low_rows + phase
+                    bytes_ = cut_tile(bytes_, rows, byte_columns, height, width)
+                    store_tile(packed, mask, bytes_, rows, byte_columns, height, width)
+                    union, area, low_y, high_y = add_measure(
+                        bytes_, rows, union, area, low_y, high_y
+                    )
             else:
-                bytes_ = _byte(below, here, 0.375, threshold)
-            rows = 4 * low_rows + phase
-            bytes_ = cut_tile(bytes_, rows, byte_columns, height, width)
-            store_tile(packed, mask, bytes_, rows, byte_columns, height, width)
-            union |= bytes_
-            area += popcount(bytes_)
-            low_y = tl.minimum(low_y, tl.where(bytes_ != 0, rows[:, None], FAR))
-            high_y = tl.maximum(high_y, tl.where(bytes_ != 0, rows[:, None] + 1, 0))
+                nothing = tl.zeros([4 * ROWS, BYTES], tl.int32)
+                turn_rows = 4 * low_row + tl.arange(0, 4 * ROWS)
+                store_tile(packed, mask, nothing, turn_rows, byte_columns, height, width)
         store_measure(measure, union, area, low_y, high_y, byte_columns)
     else:
-        empty = tl.zeros([4 * ROWS, BYTES], tl.int32)
-        all_rows = 4 * low_row + tl.arange(0, 4 * ROWS)
+        empty = tl.zeros([4 * ROWS * TURNS, BYTES], tl.int32)
+        all_rows = 4 * first_row + tl.arange(0, 4 * ROWS * TURNS)
         store_tile(packed, mask, empty, all_rows, byte_columns, height, width)
         store_empty_measure(measure)
+
+
+@jit
+def _peak_around(  # type: ignore[no-untyped-def]
+    base,
+    row_stride,
+    column_stride,
+    row,
+    byte_column,
+    low_height,
+    low_width,
+    ROWS: tl.constexpr,
+    BYTES: tl.constexpr,
+    WINDOW_ROWS: tl.constexpr,
+):
+    """Largest value of ROWS rows under BYTES bytes, and of the values around these."""
+    top = _clamped(row - 1, low_height)
+    bottom = _clamped(row + ROWS, low_height)
+    left = _clamped(2 * byte_column, low_width)
+    right = _clamped(2 * (byte_column + BYTES) - 1, low_width)
+    peak = window_peak(
+        base, row_stride, column_stride, top, bottom, left, right, WINDOW_ROWS, 2 * BYTES
+    )
+    # The columns beside them apart: in the window they would double its width.
+    rows = tl.minimum(top + tl.arange(0, 2 * ROWS), bottom)
+    sides = left - 1 + tl.arange(0, 2) * (right - left + 2)
+    lines = base + rows.to(tl.int64)[:, None] * row_stride
+    values = tl.load(lines + (_clamped(sides, low_width) * column_stride)[None, :])
+    return tl.maximum(peak, tl.max(tl.max(values.to(tl.float32), 1), 0))
 
 
 @jit
