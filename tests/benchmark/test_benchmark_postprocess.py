@@ -24,7 +24,7 @@ from unisolo.ops.masks import mask_intersections, pack_bits
 
 
 @pytest.mark.parametrize("name", SCENES)
-@pytest.mark.parametrize("count", [1, 7, 300])
+@pytest.mark.parametrize("count", [1, 300])
 def test_a_scene_has_the_candidates_that_were_ordered(name: SceneName, count: int) -> None:
     scene = make_scene(name, count, (40, 70), channels=8)
     found = scene.candidates
@@ -63,9 +63,14 @@ def test_impossible_scenes_are_refused(arguments: tuple[Any, ...], message: str)
         make_scene(*arguments)
 
 
-@pytest.mark.parametrize("start", ["candidates", "logits"])
-@pytest.mark.parametrize("kernels", ["torch", "auto"])
-@pytest.mark.parametrize(("name", "dtype"), [("coco", torch.float32), ("crowd", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("name", "dtype", "kernels", "start"),
+    [
+        ("coco", torch.float32, "torch", "candidates"),
+        ("coco", torch.float32, "auto", "logits"),
+        ("crowd", torch.bfloat16, "auto", "candidates"),
+    ],
+)
 def test_every_way_gives_one_answer(
     name: SceneName, dtype: torch.dtype, kernels: Any, start: Any
 ) -> None:

@@ -39,7 +39,7 @@ from unisolo.benchmark.pruning import (
     pruning_calls,
     pruning_inputs,
 )
-from unisolo.benchmark.scenes import SCENES, Scene, SceneName, make_scene
+from unisolo.benchmark.scenes import SCENES, Scene, SceneName, check_candidates, make_scene
 from unisolo.benchmark.timing import Timing, time_in_turns
 from unisolo.ops.backend import backend_for, use_kernels
 from unisolo.ops.masks import mask_intersections
@@ -97,6 +97,7 @@ def measure_postprocess(
     chosen: list[SceneName] = [name for name in SCENES if name in scenes]
     on_gpu = device.type == "cuda"
     candidates = candidates or ((100, 300, 500, 1000) if on_gpu else (100, 300))
+    check_candidates(candidates)
     image_size = image_size or ((800, 1333) if on_gpu else (608, 800))
     dtype = dtype or (torch.bfloat16 if on_gpu else torch.float32)
     rows: list[PostprocessRow] = []

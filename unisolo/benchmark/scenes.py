@@ -8,6 +8,7 @@ near-duplicates of objects, as a trained network gives them.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -17,7 +18,15 @@ from torch import Tensor
 from unisolo.benchmark.reference_chain import ReferenceCandidates, reference_candidates
 from unisolo.structures import MASK_STRIDE, SIZE_DIVISOR, GridSpec, Outputs
 
-__all__ = ["NUM_CATEGORIES", "SCENES", "UNLIKELY", "Scene", "SceneName", "make_scene"]
+__all__ = [
+    "NUM_CATEGORIES",
+    "SCENES",
+    "UNLIKELY",
+    "Scene",
+    "SceneName",
+    "check_candidates",
+    "make_scene",
+]
 
 SceneName = Literal["coco", "crowd", "dense", "noise"]
 
@@ -89,10 +98,7 @@ def make_scene(
     grid = GridSpec()
     if name not in get_args(SceneName):
         raise ValueError(f"unknown scene {name!r}; choose from {', '.join(SCENES)}")
-    if not 1 <= num_candidates <= grid.num_cells:
-        raise ValueError(
-            f"a scene has 1 to {grid.num_cells} candidates (one per cell), got {num_candidates}"
-        )
+    check_candidates([num_candidates])
     if min(image_size) < 1 or channels < 8:
         raise ValueError(
             f"a scene needs an image of at least 1 x 1 and 8 channels, got {image_size}, {channels}"
@@ -126,6 +132,14 @@ def make_scene(
     order = found.scores.argsort(descending=True, stable=True)
     candidates = ReferenceCandidates(*(field[order] for field in found))
     return Scene(name, grid, outputs, candidates, image_size, (padded[0], padded[1]))
+
+
+def check_candidates(counts: Iterable[int]) -> None:
+    """Raise a ValueError for a number of candidates that no scene can have."""
+    most = GridSpec().num_cells
+    for count in counts:
+        if not 1 <= count <= most:
+            raise ValueError(f"a scene has 1 to {most} candidates (one per cell), got {count}")
 
 
 def _ellipses(name: SceneName, count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
