@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,11 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+# The tests of Triton kernels need its interpreter where there is no GPU, chosen before triton is
+# first imported: torchvision does that. CPU tensors reach Triton only where a test says so.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from unisolo.ops.backend import use_kernels
 

@@ -1,22 +1,13 @@
-"""Runs the Triton kernels on a GPU where there is one, else through Triton's interpreter.
-
-The interpreter has to be chosen before triton is first imported, hence here and not in a fixture.
-It changes nothing for other tests: tensors of a CPU reach Triton only where a test says so.
-"""
+"""Fixtures of the Triton kernels, which run on a GPU or in Triton's interpreter."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
-
-if not torch.cuda.is_available() and "triton" not in sys.modules:
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +19,7 @@ def device() -> torch.device:
     from unisolo.ops.kernels.launch import INTERPRETED
 
     if not INTERPRETED:
-        pytest.skip("triton was imported before its interpreter was chosen; run tests/ops alone")
+        pytest.skip("triton was imported before tests/conftest.py chose its interpreter")
     return torch.device("cpu")
 
 
