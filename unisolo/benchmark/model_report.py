@@ -74,9 +74,9 @@ class ModelReport:
 def model_table(report: ModelReport) -> str:
     """Make one table of all rows, with what it means below."""
     lines = [
-        "| model | batch | what | mode | dtype | ms | min - max | per image | of floor | "
+        "| model | batch | what | mode | dtype | ms | min - max | CPU ms | per image | of floor | "
         "Mask R-CNN over it |",
-        "|" + "---|" * 10,
+        "|" + "---|" * 11,
     ]
     for row in report.rows:
         timing = row.timing
@@ -88,6 +88,7 @@ def model_table(report: ModelReport) -> str:
             row.dtype,
             f"{timing.median:.2f}",
             f"{timing.least:.2f} - {timing.most:.2f}",
+            f"{timing.cpu:.2f}",
             f"{timing.median / row.batch:.2f}",
             "-" if row.of_floor is None else f"{row.of_floor:.2f}",
             "-" if row.over_mask_rcnn is None else f"{row.over_mask_rcnn:.2f}",
@@ -104,7 +105,7 @@ def model_table(report: ModelReport) -> str:
         [
             *lines,
             "",
-            f"Images of {height} x {width}, random weights. {graphs} The floor is the row "
+            f"Images of {height} x {width}, random weights. {graphs} "CPU ms" is processor time. The floor is the row "
             f'"{FLOOR}" of the same model and batch. "Prepared" is `unisolo.optimize` without '
             "compilation. Models of others run as their users run them, eagerly; the faster Mask "
             f"R-CNN counts. Instances in the first image: {found}.",
