@@ -2,9 +2,9 @@
 
 No float of the original's size is ever in memory: a program interpolates a tile in registers,
 compares it with the threshold and writes 8 pixels per byte. A tile over values that are all at most
-the threshold is written as zeros at once, since a mean of such values is at most the threshold too;
-most tiles of most masks are such. So a program looks at many rows first, and goes through them a few
-at a time only where the mask has something.
+the threshold is written as zeros at once, since a mean of such values is at most the threshold
+too; most tiles of most masks are such. So a program looks at many rows first, and goes through them
+a few at a time only where the mask has something.
 
 Two kernels share that frame. `_any_size` resizes as `resize_taps` does. `_four_times` serves images
 that are shown as the model saw them (original = valid input) from masks at stride 4: the weights
@@ -43,7 +43,7 @@ from unisolo.ops.masks import CHUNK_PIXELS, UpsampledMasks, check_frames
 
 __all__ = ["upsample_masks"]
 
-# More rows per turn, or wider tiles, would take registers from a second program beside this one.
+# With more rows per turn ptxas spills registers, or so many are used that few programs fit.
 TILE = {"ROWS": 2, "TURNS": 16, "BYTES": 16, "WINDOW_ROWS": 4, "WINDOW_COLUMNS": 64}
 FAST_TILE = {"ROWS": 2, "TURNS": 8, "BYTES": 64, "WINDOW_ROWS": 4}
 FAST_ARGUMENTS = (
