@@ -105,7 +105,8 @@ def model_table(report: ModelReport) -> str:
         [
             *lines,
             "",
-            f"Images of {height} x {width}, random weights. {graphs} "CPU ms" is processor time. The floor is the row "
+            f"Images of {height} x {width}, random weights. {graphs} "
+            '"CPU ms" is processor time. The floor is the row '
             f'"{FLOOR}" of the same model and batch. "Prepared" is `unisolo.optimize` without '
             "compilation. Models of others run as their users run them, eagerly; the faster Mask "
             f"R-CNN counts. Instances in the first image: {found}.",
