@@ -119,7 +119,7 @@ def test_soft_masks_of_valid_places_only(device, poisoned, dtype):
     expected = (rows @ features.double().flatten(2)).sigmoid().reshape(soft.shape)
     expected = torch.where(valid[..., None, None], expected, 0)
     assert soft.dtype == dtype
-    torch.testing.assert_close(soft.double(), expected, rtol=0, atol=1e-6 if dtype == torch.float32
+    torch.testing.assert_close(soft.double(), expected, rtol=0, atol=2e-6 if dtype == torch.float32
                                else 3e-4)  # fmt: skip
 
 
