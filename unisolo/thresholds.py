@@ -28,6 +28,7 @@ class Thresholds(TypedDict, total=False):
         nms_sigma: Strength of the gaussian kernel.
         update_threshold: Instances below this score after decay are dropped.
         max_instances: At most this many instances per image.
+        min_area: Area at stride 4 that a mask must exceed: "stride" or a number of pixels.
         panoptic_score_threshold: Least score of an instance in the panoptic map.
         panoptic_overlap_threshold: Largest hidden share of an instance in the panoptic map.
         stuff_area_threshold: Least area of a stuff region, in pixels of the image.
@@ -43,6 +44,7 @@ class Thresholds(TypedDict, total=False):
     nms_sigma: float
     update_threshold: float
     max_instances: int
+    min_area: Literal["stride"] | int
     panoptic_score_threshold: float
     panoptic_overlap_threshold: float
     stuff_area_threshold: int

@@ -345,6 +345,7 @@ SETTINGS = [
     {"nms_kernel": "linear"},
     {"nms_sigma": 0.5},
     {"update_threshold": 0.6},
+    {"min_area": 50},
 ]
 
 
@@ -370,7 +371,18 @@ def test_outputs_that_do_not_fit_are_named(wrong, message):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_candidates": 0}, {"max_instances": 0}, {"pre_nms": 0}, {"mask_threshold": 2}]
+    "wrong",
+    [
+        {"max_candidates": 0},
+        {"max_instances": 0},
+        {"pre_nms": 0},
+        {"mask_threshold": 2},
+        {"min_area": -1},
+        {"min_area": 0.5},
+        {"min_area": "strides"},
+        {"min_area": True},
+        {"min_area": 2**31},
+    ],
 )
 def test_settings_out_of_range_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -74,6 +74,7 @@ class KernelStages:
             self.candidates,
             self.scene.grid,
             mask_threshold=0.5,
+            least_areas=self.scene.grid.strides,
         )
 
     def intersections(self, packed: PackedMasks, scores: Tensor) -> Tensor:

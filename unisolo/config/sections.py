@@ -255,6 +255,10 @@ class InferenceConfig(_Section):
     """Instances below this score after decay are dropped."""
     max_instances: int = Field(default=100, ge=1)
     """Instances kept per image."""
+    min_area: Literal["stride"] | Annotated[int, Field(ge=0, lt=2**31)] = "stride"
+    """Area, in pixels at stride 4, that a mask must exceed: "stride" = the reference's, 8 on the
+    finest levels to 32 on the coarsest; a number for all levels; 0 = any mask with a pixel, for
+    objects of a few pixels."""
     panoptic_score_threshold: float = Field(default=0.5, ge=0, le=1)
     """Instances below this score do not enter the panoptic map."""
     panoptic_overlap_threshold: float = Field(default=0.5, ge=0, le=1)
@@ -281,6 +285,7 @@ class InferenceConfig(_Section):
             "nms_sigma",
             "update_threshold",
             "max_instances",
+            "min_area",
         }
         return self.model_dump(include=names)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unisolo.ops.area_filter import MinArea, cell_areas, level_areas
 from unisolo.ops.backend import backend_for
 from unisolo.ops.dynamic_masks import CandidateMasks, candidate_masks, kept_masks
 from unisolo.ops.masks import CHUNK_PIXELS, mask_intersections
@@ -27,7 +28,6 @@ __all__ = [
     "Candidates",
     "candidate_masks",
     "category_probs",
-    "cell_strides",
     "keep_best",
     "nms_inputs",
     "points_nms",
@@ -62,6 +62,7 @@ def select_instances(
     nms_sigma: float = 2.0,
     update_threshold: float = 0.05,
     max_instances: int = 100,
+    min_area: MinArea = "stride",
     chunk_pixels: int | None = CHUNK_PIXELS,
 ) -> Instances:
     """Choose the instances of every image of a batch; the same call serves all tasks.
@@ -87,6 +88,8 @@ def select_instances(
         nms_sigma: Strength of the gaussian kernel.
         update_threshold: An instance stays if its decayed score is at least this (inclusive).
         max_instances: K, the fixed number of places per image.
+        min_area: A mask stays if its area on the stride-4 map is above this (strict): "stride" =
+            the stride of its level (8 to 32), as in the reference; 0 = any mask with a pixel.
         chunk_pixels: Mask pixels in float at a time; changes memory and speed. None = all images
             and candidates at once, without a loop: what an exported graph does.
 
@@ -96,7 +99,9 @@ def select_instances(
     Raises:
         ValueError: If the outputs do not fit the grid, or a setting is out of range.
     """
-    _check(outputs, grid, score_threshold, mask_threshold, max_candidates, pre_nms, max_instances)
+    _check_outputs(outputs, grid)
+    _check_settings(score_threshold, mask_threshold, max_candidates, pre_nms, max_instances)
+    level_areas(grid, min_area)  # a wrong setting is named before any work
     twin = _twin(outputs)
     if twin is not None:
         return twin(
@@ -110,10 +115,11 @@ def select_instances(
             nms_sigma=nms_sigma,
             update_threshold=update_threshold,
             max_instances=max_instances,
+            min_area=min_area,
             chunk_pixels=chunk_pixels,
         )
     logits, kernels, features = (field.detach() for field in outputs[:3])
-    strides = cell_strides(grid, kernels.device)
+    least_areas = cell_areas(grid, min_area, kernels.device)
     groups = (
         [slice(None)] if chunk_pixels is None else [slice(n, n + 1) for n in range(len(logits))]
     )
@@ -131,7 +137,7 @@ def select_instances(
             mask_threshold=mask_threshold,
             chunk_pixels=chunk_pixels,
         )
-        min_areas = strides[candidates.cells]
+        min_areas = least_areas[candidates.cells]
         large = made.areas > min_areas
         entered, masks = nms_inputs(candidates, made, min_areas=min_areas, pre_nms=pre_nms)
         del made  # the masks in order are a copy: not both of them while pairs are counted
@@ -247,8 +253,8 @@ def nms_inputs(
     Args:
         candidates: n candidates.
         made: Their masks.
-        min_areas: [n] or [B, n] integer; a mask stays if its area is above this (strict): the
-            stride of the candidate's level, counted on the stride-4 map as in the reference.
+        min_areas: [n] or [B, n] integer; a mask stays if its area is above this (strict), counted
+            on the stride-4 map (see `unisolo.ops.area_filter`).
         pre_nms: Upper bound of the number kept.
 
     Returns:
@@ -293,25 +299,7 @@ def _joined(parts: tuple[Tensor, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def cell_strides(grid: GridSpec, device: torch.device) -> Tensor:
-    """Return [L] int64, the stride of each cell's level; made on the device, without a sync."""
-    return torch.cat(
-        [
-            torch.full((size * size,), stride, dtype=torch.int64, device=device)
-            for size, stride in zip(grid.sizes, grid.strides, strict=True)
-        ]
-    )
-
-
-def _check(
-    outputs: Outputs,
-    grid: GridSpec,
-    score_threshold: float,
-    mask_threshold: float,
-    max_candidates: int,
-    pre_nms: int,
-    max_instances: int,
-) -> None:
+def _check_outputs(outputs: Outputs, grid: GridSpec) -> None:
     logits, kernels, features = outputs.category_logits, outputs.kernels, outputs.mask_features
     if logits.ndim != 3 or kernels.ndim != 3 or features.ndim != 4:
         raise ValueError(
@@ -328,6 +316,15 @@ def _check(
             f"kernels {list(kernels.shape)} and mask_features {list(features.shape)} must agree in "
             "images (at least 1) and channels"
         )
+
+
+def _check_settings(
+    score_threshold: float,
+    mask_threshold: float,
+    max_candidates: int,
+    pre_nms: int,
+    max_instances: int,
+) -> None:
     for name, value in (("score_threshold", score_threshold), ("mask_threshold", mask_threshold)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} must be in 0..1, got {value}")

@@ -34,6 +34,7 @@ _INSTANCE_THRESHOLDS = frozenset(
         "max_candidates",
         "max_instances",
         "memory_budget",
+        "min_area",
         "nms_kernel",
         "nms_sigma",
         "pre_nms",

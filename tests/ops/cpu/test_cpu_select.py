@@ -63,6 +63,7 @@ def assert_equal_to_the_definition(outputs, grid=GRID, tolerance=1e-5, **setting
             "nms_kernel": st.just("linear"),
             "update_threshold": st.sampled_from([0.0, 0.3]),
             "max_instances": st.sampled_from([1, 7, 300]),
+            "min_area": st.sampled_from([0, 1, 12, 2**31 - 1]),
             "chunk_pixels": st.sampled_from([1, 99, 3000, None]),
         },
     ),

@@ -36,7 +36,12 @@ def check(kernels, features, candidates, poisoned, *, threshold=0.5):
 
     with poisoned():
         packed, scores = dynamic_masks(
-            kernels, features, candidates, GRID, mask_threshold=threshold
+            kernels,
+            features,
+            candidates,
+            GRID,
+            mask_threshold=threshold,
+            least_areas=GRID.strides,
         )
     size = features.shape[2:]
     rows = torch.stack([k[c] for k, c in zip(kernels, candidates.cells, strict=True)]).double()

@@ -51,7 +51,7 @@ def check(outputs, poisoned, grid=GRID, *, score_error=5e-6, mask_error=2e-6, **
     [
         pytest.param({}, marks=pytest.mark.slow),
         {"max_candidates": 20, "pre_nms": 7, "max_instances": 5, "mask_threshold": 0.4},
-        {"max_candidates": 12, "nms_kernel": "linear", "update_threshold": 0.0},
+        {"max_candidates": 12, "nms_kernel": "linear", "update_threshold": 0.0, "min_area": 40},
     ],
 )
 def test_equals_the_definition(device, poisoned, settings):

@@ -33,7 +33,8 @@ def masks(outputs, count, threshold=0.5):
     cells = torch.zeros(batch, count, dtype=torch.int64)
     candidates = Candidates(torch.ones(batch, count), cells, cells)
     dynamic_masks(
-        outputs.kernels, outputs.mask_features, candidates, GRID, mask_threshold=threshold
+        outputs.kernels, outputs.mask_features, candidates, GRID, mask_threshold=threshold,
+        least_areas=GRID.strides,
     )
     soft_masks(outputs.kernels, outputs.mask_features, cells[:, :100], cells[:, :100] == 0)
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unisolo.ops.area_filter import MinArea, cell_areas
 from unisolo.ops.cpu.dynamic_masks import pack_candidates, write_soft_masks
 from unisolo.ops.cpu.packed import intersections
 from unisolo.ops.masks import CHUNK_PIXELS
 from unisolo.ops.matrix_nms import NmsKernel, decay_factors
 from unisolo.ops.ranking import rank
-from unisolo.ops.select import Candidates, cell_strides, keep_best
+from unisolo.ops.select import Candidates, keep_best
 from unisolo.ops.stages import NUM_TOP, stage_counts, top_pairs
 from unisolo.structures import GridSpec, Instances, Outputs
 
@@ -34,6 +35,7 @@ def select_instances(
     nms_sigma: float = 2.0,
     update_threshold: float = 0.05,
     max_instances: int = 100,
+    min_area: MinArea = "stride",
     chunk_pixels: int | None = CHUNK_PIXELS,
 ) -> Instances:
     """Choose the instances of every image of a batch.
@@ -53,13 +55,14 @@ def select_instances(
         nms_sigma: Strength of the gaussian kernel.
         update_threshold: Inclusive.
         max_instances: K.
+        min_area: Strict.
         chunk_pixels: Mask pixels in float at a time; None = those of all candidates of an image.
 
     Returns:
         Instances as of the definition, with the same order among ties.
     """
     logits, kernels, features = (field.detach() for field in outputs[:3])
-    strides = cell_strides(grid, kernels.device)
+    least_areas = cell_areas(grid, min_area, kernels.device)
     size = (len(logits), max_instances, *features.shape[2:])
     soft = features.new_zeros(size, dtype=torch.float32)
     selected = []
@@ -76,7 +79,7 @@ def select_instances(
             chunk_pixels=chunk_pixels,
             most_rows=min(max_candidates, probs.numel()),
         )
-        large = areas > strides[candidates.cells]
+        large = areas > least_areas[candidates.cells]
         scores, order = rank(torch.where(large, candidates.scores * maskness, 0), pre_nms)
         order = order[scores > 0]  # the others are behind them and change nothing
         # Instead of cells, places among the candidates: the masks are found by them.

@@ -9,6 +9,7 @@ sums once. A second kernel adds the sums in a fixed order, so that every run giv
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -34,6 +35,7 @@ def dynamic_masks(
     grid: GridSpec,
     *,
     mask_threshold: float,
+    least_areas: Sequence[int],
 ) -> tuple[PackedMasks, Tensor]:
     """Make and measure the masks of all candidates of a batch.
 
@@ -41,8 +43,9 @@ def dynamic_masks(
         kernels: [B, L, E] floating, one 1 x 1 kernel per cell, any strides.
         features: [B, E, h, w] floating, any strides.
         candidates: [B, n], n at least 1; score 0 marks an empty place, whose mask is empty.
-        grid: The model's grid: the least area of a mask is the stride of its level.
+        grid: The model's grid.
         mask_threshold: A pixel is inside where its probability is above this.
+        least_areas: For each level the area that a mask must exceed.
 
     Returns:
         Packed masks (pixels interleaved, see `unpack_masks`), and [B, n] float32 scores:
@@ -93,7 +96,7 @@ def dynamic_masks(
             padded,
             parts,
             STARTS=grid.offsets,
-            LEAST=grid.strides,
+            LEAST=tuple(least_areas),
             NUM_LEVELS=grid.num_levels,
             BLOCK=16,
             PARTS=triton.next_power_of_2(parts),

@@ -10,6 +10,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from unisolo.ops.area_filter import MinArea, level_areas
 from unisolo.ops.kernels.candidates import ranked_pairs
 from unisolo.ops.kernels.dynamic_masks import dynamic_masks
 from unisolo.ops.kernels.intersections import packed_intersections
@@ -36,6 +37,7 @@ def select_instances(
     nms_sigma: float = 2.0,
     update_threshold: float = 0.05,
     max_instances: int = 100,
+    min_area: MinArea = "stride",
     chunk_pixels: int | None = None,
 ) -> Instances:
     """See `unisolo.ops.select.select_instances`, which checks the arguments and calls this.
@@ -55,6 +57,7 @@ def select_instances(
         nms_sigma: Strength of the gaussian kernel.
         update_threshold: An instance stays if its decayed score is at least this.
         max_instances: K, the fixed number of places per image.
+        min_area: A mask stays if its area is above this.
         chunk_pixels: Without effect.
 
     Returns:
@@ -68,7 +71,12 @@ def select_instances(
     )
     candidates = ranked.candidates
     packed, scores = dynamic_masks(
-        kernels, features, candidates, grid, mask_threshold=mask_threshold
+        kernels,
+        features,
+        candidates,
+        grid,
+        mask_threshold=mask_threshold,
+        least_areas=level_areas(grid, min_area),
     )
     entered = keep_top(scores, pre_nms)
     intersections = packed_intersections(packed, candidates.labels, entered)
