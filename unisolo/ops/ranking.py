@@ -7,6 +7,10 @@ from torch import Tensor
 
 __all__ = ["pick", "rank"]
 
+PART = 2**22
+"""Values sorted at a time: a sort takes some 30 bytes a value (SOLOv2 on LVIS has 5 million pairs,
+larger grids 100 million)."""
+
 
 def rank(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the largest values along the last dimension, falling, and where they were.
@@ -26,9 +30,20 @@ def rank(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     # In this order: torch before 2.7 has no `is_exporting`, and is never asked.
     if torch.onnx.is_in_onnx_export() and torch.compiler.is_exporting():
         return torch.topk(values, count)
+    if values.shape[-1] > PART > count:
+        return _rank_in_parts(values, count)
     # Not torch's `topk`, which promises no order among ties.
     ordered, index = values.sort(descending=True, stable=True)
     return ordered[..., :count], index[..., :count]
+
+
+def _rank_in_parts(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """As `rank`: the best of the best of each part, whose earlier values come first as before."""
+    found = [rank(part, count) for part in values.split(PART, dim=-1)]
+    best = torch.cat([ordered for ordered, _ in found], dim=-1)
+    places = torch.cat([index + PART * part for part, (_, index) in enumerate(found)], dim=-1)
+    ordered, index = best.sort(descending=True, stable=True)
+    return ordered[..., :count], places.gather(-1, index[..., :count])
 
 
 def pick(rows: Tensor, index: Tensor) -> Tensor:
