@@ -39,7 +39,7 @@ def rank(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def _rank_in_parts(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """As `rank`: the best of the best of each part, whose earlier values come first as before."""
-    found = [rank(part, count) for part in values.split(PART, dim=-1)]
+    found = [rank(part, count) for part in torch.split(values, PART, dim=-1)]
     best = torch.cat([ordered for ordered, _ in found], dim=-1)
     places = torch.cat([index + PART * part for part, (_, index) in enumerate(found)], dim=-1)
     ordered, index = best.sort(descending=True, stable=True)
