@@ -16,8 +16,10 @@ result: sums of integers, so the order of the additions does not show.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +38,7 @@ __all__ = [
     "cuda_source",
     "mma_intersections",
     "mma_kernel",
+    "without_toolkit",
 ]
 
 NAME = "mask_intersections"
@@ -231,7 +234,7 @@ def _compiled(index: int) -> Callable[..., None] | None:
         reason = f"torch {torch.__version__} cannot compile CUDA C at run time (2.9 can)"
     else:
         try:
-            with torch.cuda.device(index):
+            with torch.cuda.device(index), without_toolkit():
                 launcher: Callable[..., None] = compile_kernel(cuda_source(), NAME)
             return launcher
         except Exception as error:  # a private function: what it raises is not promised
@@ -242,6 +245,23 @@ def _compiled(index: int) -> Callable[..., None] | None:
         stacklevel=2,
     )
     return None
+
+
+@contextmanager
+def without_toolkit() -> Iterator[None]:
+    """Let torch compile CUDA C on machines that have torch but no CUDA toolkit.
+
+    torch looks for the folder of the toolkit's headers before it calls NVRTC, and gives up where
+    there is none. The kernel includes no header, so any folder will do.
+    """
+    from torch.utils import cpp_extension
+
+    found = cpp_extension.CUDA_HOME
+    cpp_extension.CUDA_HOME = found or str(Path(torch.__file__).parent)
+    try:
+        yield
+    finally:
+        cpp_extension.CUDA_HOME = found
 
 
 def num_splits(num_masks: int, num_words: int, batch_size: int, num_processors: int) -> int:
