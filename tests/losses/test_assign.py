@@ -12,12 +12,12 @@ from unisolo.losses.assign import (
     Assignment,
     assign_grid,
     cell_owners,
-    count_unassigned,
     crowd_cells,
     mask_targets,
     object_statistics,
     one_object_per_cell,
 )
+from unisolo.losses.pairs import count_unassigned
 from unisolo.structures import GridSpec
 
 ONE_LEVEL = GridSpec(sizes=(4,), strides=(8,), scale_ranges=((1, 512),))

@@ -194,6 +194,9 @@ class TrainConfig(_Section):
     """Overrides of the task's weights, e.g. {loss_stuff: 0.5}."""
     one_object_per_cell: bool = True
     """Train each kernel on one mask; false = the reference's two masks on a shared cell."""
+    shared_cells: Literal["drop", "move"] = "drop"
+    """With `one_object_per_cell`, for objects that lose all their cells to others: "drop" = no
+    cell is trained on them; "move" = the nearest free cell beside their own is."""
     max_positives: int = Field(default=2000, ge=1)
     """Most (cell, object) pairs per image whose masks are trained; more are thinned out evenly."""
     sync_bn: bool = False
@@ -228,12 +231,21 @@ class TrainConfig(_Section):
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         rising = list(self.milestones) == sorted(set(self.milestones))
+        if self.shared_cells == "move" and not self.one_object_per_cell:
+            raise ValueError(
+                "shared_cells=move needs one_object_per_cell=true: otherwise nobody loses a cell"
+            )
         if not rising or any(not 0 < fraction < 1 for fraction in self.milestones):
             raise ValueError(
                 "milestones are fractions of the run, rising, between 0 and 1, e.g. [0.75, 0.92]; "
                 f"got {self.milestones}"
             )
         return self
+
+
+    def loss_options(self) -> dict[str, Any]:
+        """Keywords that `solo_losses`, `loss_counts` and `with_cell_targets` share."""
+        return self.model_dump(include={"one_object_per_cell", "shared_cells", "max_positives"})
 
 
 class InferenceConfig(_Section):

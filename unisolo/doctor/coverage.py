@@ -16,7 +16,7 @@ from unisolo.config import Config, config_to_dict, load_config
 from unisolo.data.loader import padded_size
 from unisolo.data.raw import ObjectBoxes
 from unisolo.data.transforms import resized_size
-from unisolo.losses.assign import count_unassigned
+from unisolo.losses.pairs import SharedCells, count_unassigned
 from unisolo.structures import GridSpec
 
 __all__ = [
@@ -116,7 +116,7 @@ def measure_coverage(
 
     Args:
         dataset: See `object_sides`.
-        config: See `object_sides`; `train.one_object_per_cell` counts too.
+        config: See `object_sides`; `train.one_object_per_cell` and `train.shared_cells` count too.
         grid: The model's grids.
         max_images: Cells are counted in about this many images, evenly spread over the data set.
     """
@@ -134,11 +134,15 @@ def measure_coverage(
         scale = _scale((height, width), config)
         boxes = torch.from_numpy(found.boxes)[mine] * scale
         size = padded_size((round(height * scale), round(width * scale)))
-        alone = _count_lost(boxes, grid, size, share=True)
+        alone = _count_lost(boxes, grid, size)
         looked_at += len(boxes)
         no_cell += alone
-        shared = not config.train.one_object_per_cell
-        lost += alone if shared else _count_lost(boxes, grid, size, share=False)
+        settings = config.train
+        lost += (
+            _count_lost(boxes, grid, size, settings.shared_cells)
+            if settings.one_object_per_cell
+            else alone
+        )
     return Coverage(
         objects=len(sides),
         per_level=tuple(inside.sum(dim=0).tolist()),
@@ -180,10 +184,21 @@ def try_settings(dataset: HasBoxes, config: Config) -> list[Trial]:
     return trials
 
 
-def _count_lost(boxes: Tensor, grid: GridSpec, size: tuple[int, int], *, share: bool) -> int:
+def _count_lost(
+    boxes: Tensor, grid: GridSpec, size: tuple[int, int], shared_cells: SharedCells | None = None
+) -> int:
+    """Count objects without a cell; where None settles shared cells, they are all of theirs."""
     centers = (boxes[:, :2] + boxes[:, 2:]).flip(1) / 2
     areas = torch.ones(len(boxes), dtype=torch.int64)
-    unassigned = count_unassigned(boxes, centers, areas, grid, size, one_object_per_cell=not share)
+    unassigned = count_unassigned(
+        boxes,
+        centers,
+        areas,
+        grid,
+        size,
+        one_object_per_cell=shared_cells is not None,
+        shared_cells=shared_cells or "drop",
+    )
     return int(unassigned.sum())
 
 

@@ -156,9 +156,7 @@ class BatchFeed:
             first_position=seen + world.rank,
             position_step=world.size,
             pin_memory=world.device.type == "cuda",
-            make_batch=_MakeBatch(
-                build_grid(self._config), settings.one_object_per_cell, settings.max_positives
-            ),
+            make_batch=_MakeBatch(build_grid(self._config), settings.loss_options()),
         )
         batches = iter(loader)
         _leave_deaths_to_next()
@@ -170,8 +168,7 @@ class _MakeBatch:
     """Joins samples and works out what each grid cell is trained on, while nobody waits for it."""
 
     grid: GridSpec
-    one_object_per_cell: bool
-    max_positives: int
+    options: dict[str, Any]
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         batch = collate(samples)
@@ -180,8 +177,7 @@ class _MakeBatch:
             batch.targets,
             self.grid,
             (height, width),
-            one_object_per_cell=self.one_object_per_cell,
-            max_positives=self.max_positives,
+            **self.options,
         )
         return replace(batch, targets=targets)
 

@@ -94,8 +94,7 @@ def replay(path: Path, say: Callable[[str], None], *, device: str = "auto") -> b
     losses_of = partial(
         task.losses,
         grid=model.grid,
-        one_object_per_cell=config.train.one_object_per_cell,
-        max_positives=config.train.max_positives,
+        **config.train.loss_options(),
     )
     finite = not wrong
     for packed in content["batches"]:

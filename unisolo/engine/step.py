@@ -141,9 +141,8 @@ def _accumulate_gradients(run: Run, batches: Sequence[Batch]) -> dict[str, Tenso
                     outputs,
                     batch.targets,
                     run.model.grid,
-                    one_object_per_cell=settings.one_object_per_cell,
-                    max_positives=settings.max_positives,
                     counts=counts,
+                    **settings.loss_options(),
                 )
             weighted = [run.loss_weights[name] * loss for name, loss in losses.items()]
             losses["loss"] = torch.stack(weighted).sum()
@@ -170,8 +169,7 @@ def _counts(run: Run, batch: Batch) -> dict[str, Tensor]:
         batch.targets,
         run.model.grid,
         (height, width),
-        one_object_per_cell=settings.one_object_per_cell,
-        max_positives=settings.max_positives,
+        **settings.loss_options(),
     )
 
 

@@ -17,8 +17,9 @@ __all__ = [
     "Assignment",
     "assign_grid",
     "block_objects",
+    "cell_distances",
     "cell_owners",
-    "count_unassigned",
+    "cells_at",
     "crowd_cells",
     "mask_targets",
     "masks_from_blocks",
@@ -43,6 +44,10 @@ class Assignment(NamedTuple):
     cells: Tensor
     objects: Tensor
     levels: Tensor
+
+    def at(self, index: Tensor) -> Assignment:
+        """Return the pairs at these indices, or where this mask is set."""
+        return Assignment(*(values[index] for values in self))
 
 
 def object_statistics(object_map: Tensor, num_objects: int) -> tuple[Tensor, Tensor]:
@@ -110,21 +115,15 @@ def assign_grid(
     Returns:
         The pairs, by level, object and cell.
     """
-    size = centers.new_tensor(image_size)
     sizes = torch.tensor(grid.sizes, device=centers.device)[:, None, None]
     starts = torch.tensor(grid.offsets, device=centers.device)[:, None, None, None]
-    # Divisors are tensors because CUDA turns division by a Python number into multiplication by
-    # its reciprocal, which may land one cell away from what division gives on the CPU.
-    steps = centers.new_tensor([1 / s for s in grid.sizes])[:, None, None]
-
-    def cell_of(points: Tensor) -> Tensor:
-        return torch.trunc(points / size / steps).long()  # [levels, N, 2]
-
     widths_heights = boxes[:, 2:] - boxes[:, :2]
     half = 0.5 * widths_heights.flip(1) * sigma
-    middle = cell_of(centers)
-    low = torch.maximum(cell_of(centers - half).clamp(min=0), middle - 1)
-    high = torch.minimum(torch.minimum(cell_of(centers + half), sizes - 1), middle + 1)
+    middle = cells_at(centers, grid, image_size)
+    low = cells_at(centers - half, grid, image_size).clamp(min=0)
+    low = torch.maximum(low, middle - 1)
+    high = torch.minimum(cells_at(centers + half, grid, image_size), sizes - 1)
+    high = torch.minimum(high, middle + 1)
 
     scales = widths_heights.prod(dim=1).sqrt()
     ranges = centers.new_tensor(grid.scale_ranges)
@@ -139,6 +138,23 @@ def assign_grid(
     cells = starts + rows[..., :, None] * sizes[..., None] + columns[..., None, :]
     levels, objects, row, column = torch.nonzero(inside, as_tuple=True)
     return Assignment(cells[levels, objects, row, column], objects, levels)
+
+
+def cells_at(points: Tensor, grid: GridSpec, image_size: tuple[int, int]) -> Tensor:
+    """Return the row and column of the cell that each point lies in, on every level.
+
+    Args:
+        points: [N, 2] float32 (y, x).
+        grid: The model's grids.
+        image_size: (H, W) of the padded batch.
+
+    Returns:
+        [levels, N, 2] int64; outside the grid where the point is outside the image.
+    """
+    # Divisors are tensors because CUDA turns division by a Python number into multiplication by
+    # its reciprocal, which may land one cell away from what division gives on the CPU.
+    steps = points.new_tensor([1 / size for size in grid.sizes])[:, None, None]
+    return torch.trunc(points / points.new_tensor(image_size) / steps).long()
 
 
 def one_object_per_cell(
@@ -163,33 +179,39 @@ def one_object_per_cell(
     Returns:
         The pairs that stay, in the same order, no cell twice.
     """
-    kept = _winners(assignment, centers, grid, image_size)
-    return Assignment(*(values[kept] for values in assignment))
-
-
-def _winners(
-    assignment: Assignment, centers: Tensor, grid: GridSpec, image_size: tuple[int, int]
-) -> Tensor:
-    """Return the indices of the pairs that `one_object_per_cell` keeps, rising."""
     cells, objects, levels = assignment
     claimed = levels * len(centers) + objects
     claims = claimed.new_zeros(grid.num_levels * len(centers))
     claims.scatter_add_(0, claimed, torch.ones_like(claimed))
 
-    sizes = torch.tensor(grid.sizes, device=cells.device)[levels]
-    inner = cells - torch.tensor(grid.offsets, device=cells.device)[levels]
-    position = torch.stack((inner // sizes, inner % sizes), dim=1) + 0.5
-    middles = position * centers.new_tensor(image_size) / sizes[:, None]
-    # Centres count from the middle of the first pixel, cells from its edge: hence 0.5.
-    distances = (middles - (centers[objects] + 0.5)).square().sum(dim=1)
-
+    distances = cell_distances(assignment, centers, grid, image_size)
     order = torch.argsort(objects, descending=True, stable=True)
     for key in (distances, claims[claimed], cells):  # the last key sorted by counts most
         order = order[torch.argsort(key[order], stable=True)]
     ordered = cells[order]
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[1:] = ordered[1:] != ordered[:-1]
-    return order[first].sort().values
+    return assignment.at(order[first].sort().values)
+
+
+def cell_distances(
+    assignment: Assignment, centers: Tensor, grid: GridSpec, image_size: tuple[int, int]
+) -> Tensor:
+    """Return [P] float32, the squared distance of each pair's cell and object in pixels.
+
+    Args:
+        assignment: P pairs.
+        centers: [N, 2] float32 (y, x), the objects' centres.
+        grid: The model's grids.
+        image_size: (H, W) of the padded batch.
+    """
+    cells, objects, levels = assignment
+    sizes = torch.tensor(grid.sizes, device=cells.device)[levels]
+    inner = cells - torch.tensor(grid.offsets, device=cells.device)[levels]
+    position = torch.stack((inner // sizes, inner % sizes), dim=1) + 0.5
+    middles = position * centers.new_tensor(image_size) / sizes[:, None]
+    # Centres count from the middle of the first pixel, cells from its edge: hence 0.5.
+    return (middles - (centers[objects] + 0.5)).square().sum(dim=1)
 
 
 def cell_owners(assignment: Assignment, num_cells: int) -> Tensor:
@@ -204,39 +226,6 @@ def cell_owners(assignment: Assignment, num_cells: int) -> Tensor:
     """
     owners = assignment.objects.new_full((num_cells,), -1)
     return owners.scatter_reduce_(0, assignment.cells, assignment.objects, reduce="amax")
-
-
-def count_unassigned(
-    boxes: Tensor,
-    centers: Tensor,
-    areas: Tensor,
-    grid: GridSpec,
-    image_size: tuple[int, int],
-    *,
-    sigma: float = 0.2,
-    one_object_per_cell: bool = True,
-) -> Tensor:
-    """Tell which objects no cell is trained on; their number says whether the grid fits the data.
-
-    Args:
-        boxes: As for `assign_grid`.
-        centers: As for `assign_grid`.
-        areas: As for `assign_grid`.
-        grid: The model's grids.
-        image_size: (H, W) of the padded batch.
-        sigma: As for `assign_grid`.
-        one_object_per_cell: Also count objects that lose all their cells to others.
-
-    Returns:
-        [N] bool, True = no cell.
-    """
-    assignment = assign_grid(boxes, centers, areas, grid, image_size, sigma=sigma)
-    objects = assignment.objects
-    if one_object_per_cell:
-        objects = objects[_winners(assignment, centers, grid, image_size)]
-    unassigned = torch.ones_like(areas, dtype=torch.bool)
-    unassigned[objects] = False
-    return unassigned
 
 
 def mask_targets(object_map: Tensor, objects: Tensor) -> Tensor:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from unisolo.losses.dice import dynamic_dice_sum
 from unisolo.losses.functional import sigmoid_focal_loss
+from unisolo.losses.level_dice import level_dice_sum
+from unisolo.losses.pairs import SharedCells
 from unisolo.losses.targets import MAX_POSITIVES, with_cell_targets
 from unisolo.structures import MASK_STRIDE, CellTargets, GridSpec, Outputs, Target
 
@@ -21,10 +23,12 @@ class LossOptions(TypedDict, total=False):
 
     Attributes:
         one_object_per_cell: See `solo_losses`.
+        shared_cells: Likewise.
         max_positives: Likewise.
     """
 
     one_object_per_cell: bool
+    shared_cells: SharedCells
     max_positives: int
 
 
@@ -34,6 +38,7 @@ def solo_losses(
     grid: GridSpec,
     *,
     one_object_per_cell: bool = True,
+    shared_cells: SharedCells = "drop",
     max_positives: int = MAX_POSITIVES,
     counts: Mapping[str, Tensor] | None = None,
     max_pixels: int = 2**24,
@@ -46,10 +51,12 @@ def solo_losses(
         outputs: Raw outputs for B images.
         targets: B targets on the same device, maps padded to 4 times the mask features' size.
             Those that come with `cells` (made with the same options) are taken at their word, and
-            nothing here waits for a GPU; else the cells' targets are worked out first.
+            nothing here waits for a GPU; else the cells' targets are worked out first. Where levels
+            have mask features of their own, see `unisolo.losses.level_dice`: one wait.
         grid: The model's grids.
         one_object_per_cell: Train each kernel on one mask. False = the reference: a shared cell is
             trained on every object that claims it.
+        shared_cells: As for `unisolo.losses.pairs.trained_pairs`.
         max_positives: Pairs per image whose masks are trained; more are thinned out evenly.
         counts: What the sums are divided by, where the batch is a part of a larger one (see
             `loss_counts`); None = this batch's own counts.
@@ -67,11 +74,21 @@ def solo_losses(
     height, width = outputs.mask_features.shape[-2:]
     image_size = (MASK_STRIDE * height, MASK_STRIDE * width)
     _check_shapes(outputs, targets, grid, image_size)
-    cells = _cells(targets, grid, image_size, one_object_per_cell, max_positives)
+    cells = _cells(
+        targets,
+        grid,
+        image_size,
+        one_object_per_cell=one_object_per_cell,
+        shared_cells=shared_cells,
+        max_positives=max_positives,
+    )
     if counts is None:
         counts = _counts(cells)
     category = _category_loss_sum(outputs.category_logits, cells)
-    masks = _mask_loss_sum(outputs, cells, max_pixels)
+    if outputs.level_features:
+        masks = level_dice_sum(outputs, targets, cells, grid, max_pixels=max_pixels)
+    else:
+        masks = _mask_loss_sum(outputs, cells, max_pixels)
     return {
         "loss_category": category / (counts["loss_category"] + 1),
         "loss_mask": masks / counts["loss_mask"].clamp(min=1),
@@ -84,6 +101,7 @@ def loss_counts(
     image_size: tuple[int, int],
     *,
     one_object_per_cell: bool = True,
+    shared_cells: SharedCells = "drop",
     max_positives: int = MAX_POSITIVES,
 ) -> dict[str, Tensor]:
     """Return what each loss of `solo_losses` is divided by, from the targets alone.
@@ -97,24 +115,30 @@ def loss_counts(
         grid: The model's grids.
         image_size: (H, W) of the padded batch.
         one_object_per_cell: As for `solo_losses`.
+        shared_cells: As for `solo_losses`.
         max_positives: As for `solo_losses`.
 
     Returns:
         "loss_category": positive cells; "loss_mask": (cell, object) pairs. Both int64 scalars.
     """
-    return _counts(_cells(targets, grid, image_size, one_object_per_cell, max_positives))
+    cells = _cells(
+        targets,
+        grid,
+        image_size,
+        one_object_per_cell=one_object_per_cell,
+        shared_cells=shared_cells,
+        max_positives=max_positives,
+    )
+    return _counts(cells)
 
 
 def _cells(
     targets: Sequence[Target],
     grid: GridSpec,
     image_size: tuple[int, int],
-    one_object: bool,
-    max_positives: int,
+    **options: Unpack[LossOptions],
 ) -> list[CellTargets]:
-    filled = with_cell_targets(
-        targets, grid, image_size, one_object_per_cell=one_object, max_positives=max_positives
-    )
+    filled = with_cell_targets(targets, grid, image_size, **options)
     return [target.cells for target in filled if target.cells is not None]
 
 

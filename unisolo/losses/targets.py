@@ -17,13 +17,12 @@ from torch import Tensor
 
 from unisolo.losses.assign import (
     Assignment,
-    assign_grid,
     block_objects,
     cell_owners,
     crowd_cells,
     object_statistics,
 )
-from unisolo.losses.assign import one_object_per_cell as keep_one_object_per_cell
+from unisolo.losses.pairs import SharedCells, trained_pairs
 from unisolo.structures import CellTargets, GridSpec, Target
 
 __all__ = ["MAX_POSITIVES", "cell_targets", "with_cell_targets"]
@@ -38,6 +37,7 @@ def cell_targets(
     image_size: tuple[int, int],
     *,
     one_object_per_cell: bool = True,
+    shared_cells: SharedCells = "drop",
     max_positives: int = MAX_POSITIVES,
 ) -> CellTargets:
     """Work out what each cell is trained on.
@@ -48,6 +48,7 @@ def cell_targets(
         image_size: (H, W) of the padded batch, multiples of 4: cells divide the padding too.
         one_object_per_cell: Train each kernel on one mask. False = the reference: a shared cell is
             trained on every object that claims it.
+        shared_cells: As for `unisolo.losses.pairs.trained_pairs`.
         max_positives: Pairs whose masks are trained; more are thinned out evenly.
 
     Returns:
@@ -55,9 +56,15 @@ def cell_targets(
         it, thinned out or not.
     """
     centers, areas = object_statistics(target.object_map, len(target))
-    pairs = assign_grid(target.boxes, centers, areas, grid, image_size)
-    if one_object_per_cell:
-        pairs = keep_one_object_per_cell(pairs, centers, grid, image_size)
+    pairs = trained_pairs(
+        target.boxes,
+        centers,
+        areas,
+        grid,
+        image_size,
+        one_object_per_cell=one_object_per_cell,
+        shared_cells=shared_cells,
+    )
     owners = cell_owners(pairs, grid.num_cells)
     # Owner -1 (none) picks the label that is appended, which no category has.
     labels = torch.nn.functional.pad(target.labels, (0, 1), value=-1)[owners]
@@ -73,6 +80,7 @@ def with_cell_targets(
     image_size: tuple[int, int],
     *,
     one_object_per_cell: bool = True,
+    shared_cells: SharedCells = "drop",
     max_positives: int = MAX_POSITIVES,
 ) -> tuple[Target, ...]:
     """Return the targets with `cells` filled in; those that have them stay as they are.
@@ -82,6 +90,7 @@ def with_cell_targets(
         grid: As for `cell_targets`.
         image_size: As for `cell_targets`.
         one_object_per_cell: As for `cell_targets`.
+        shared_cells: As for `cell_targets`.
         max_positives: As for `cell_targets`.
 
     Raises:
@@ -95,6 +104,7 @@ def with_cell_targets(
                 grid,
                 image_size,
                 one_object_per_cell=one_object_per_cell,
+                shared_cells=shared_cells,
                 max_positives=max_positives,
             )
             target = replace(target, cells=cells)
