@@ -13,6 +13,7 @@ from unisolo.data.shapes import generate_shapes
 from unisolo.engine.distributed import World
 from unisolo.engine.feed import BatchFeed
 from unisolo.losses.targets import cell_targets
+from unisolo.structures import Batch
 
 
 @pytest.mark.parametrize("one_object_per_cell", [True, False])
@@ -53,3 +54,31 @@ def test_batches_bring_the_targets_of_the_cells(one_object_per_cell: bool, tmp_p
     assert paired > 0 and crowded > 0
     (whole,) = {len(target.cells.labels) for batch in batches for target in batch.targets}
     assert whole == grid.num_cells
+
+
+def feed_for(tmp_path: Path, *settings: str) -> BatchFeed:
+    generate_shapes(tmp_path / "data", num_train=6, num_val=1, image_size=(64, 96), seed=1)
+    config = tiny_config(f"data.root={tmp_path / 'data'}", *settings)
+    config = with_grid(config, build_grid(config))
+    dataset = build_dataset(config, split="train")
+    return BatchFeed(dataset, config, World(0, 1, torch.device("cpu")), print)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_is_one_piece_of_memory(workers: int, tmp_path: Path) -> None:
+    # A file descriptor and a copy per batch, not per tensor.
+    (batch,) = feed_for(tmp_path, "train.batch_size=6", f"data.workers={workers}").take(0)
+    pieces = {tensor.untyped_storage().data_ptr() for tensor in tensors_of(batch)}
+    assert len(batch.targets) == 6 and len(pieces) == 1
+
+
+def tensors_of(batch: Batch) -> list[torch.Tensor]:
+    found = [batch.images, batch.image_sizes]
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    for target in batch.targets:
+        target.each(note)
+    return found

@@ -6,7 +6,7 @@ import itertools
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -125,8 +125,8 @@ def build_loader(
     first_position: int = 0,
     position_step: int = 1,
     pin_memory: bool = False,
-    make_batch: Callable[[Sequence[Sample]], Batch] = collate,
-) -> DataLoader[Batch]:
+    make_batch: Callable[[Sequence[Sample]], Any] = collate,
+) -> DataLoader[Any]:
     """Make a loader of batches.
 
     Order and random transforms follow from `seed`, the pass over the data, the position in it and
@@ -150,7 +150,7 @@ def build_loader(
         make_batch: Joins samples, in the loader's processes.
 
     Returns:
-        An iterable of `Batch`.
+        An iterable of what `make_batch` gives: of `Batch`, unless told otherwise.
 
     Raises:
         ValueError: If both `shuffle` and `sampler` are given, or the data set is empty.
@@ -169,7 +169,7 @@ def build_loader(
     keyed = _KeyedSampler(sampler, seed, first_position, position_step)
     length = len(sampler) if isinstance(sampler, Sized) else batch_size
     return DataLoader(
-        cast("Dataset[Batch]", _KeyedDataset(dataset)),  # samples in, batches out of collate
+        _KeyedDataset(dataset),
         batch_size=batch_size,
         sampler=keyed,
         num_workers=workers,

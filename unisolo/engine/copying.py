@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from unisolo.engine.packing import PackedBatch
 from unisolo.structures import Batch
 
 __all__ = ["Copy", "start_copy"]
@@ -20,35 +20,32 @@ _STREAMS: dict[torch.device, torch.cuda.Stream] = {}
 class Copy:
     """Batches that are on their way to a GPU."""
 
-    batches: list[Batch]
+    batches: list[PackedBatch]
     arrived: torch.cuda.Event
 
     def finish(self) -> list[Batch]:
         """Return the batches; the current stream's coming work waits until they are there."""
-        stream = torch.cuda.current_stream(self.batches[0].images.device)
+        stream = torch.cuda.current_stream(self.batches[0].block.device)
         stream.wait_event(self.arrived)
-
-        def used(tensor: Tensor) -> Tensor:
-            # The memory is the copying stream's, which must not reuse it while this one reads.
-            tensor.record_stream(stream)
-            return tensor
-
         for batch in self.batches:
-            used(batch.images)
-            used(batch.image_sizes)
-            for target in batch.targets:
-                target.each(used)
-        return self.batches
+            # The memory is the copying stream's, which must not reuse it while this one reads.
+            batch.block.record_stream(stream)
+        return [batch.unpacked() for batch in self.batches]
 
 
-def start_copy(batches: Sequence[Batch], device: torch.device) -> Copy:
+def start_copy(batches: Sequence[PackedBatch], device: torch.device) -> Copy:
     """Begin to copy batches; returns at once where they lie in page-locked memory.
 
     Args:
         batches: At least one.
         device: A CUDA device.
+
+    Raises:
+        torch.OutOfMemoryError: If the device has no room for them.
     """
-    stream = _STREAMS.setdefault(device, torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+    stream = _STREAMS.get(device)
+    if stream is None:
+        stream = _STREAMS[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         moved = [batch.to(device, non_blocking=True) for batch in batches]
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -16,6 +16,7 @@ from unisolo.config import Config
 from unisolo.data.loader import build_loader, collate
 from unisolo.engine.copying import Copy, start_copy
 from unisolo.engine.distributed import World
+from unisolo.engine.packing import PackedBatch, pack
 from unisolo.engine.sampler import TrainSampler
 from unisolo.losses.targets import with_cell_targets
 from unisolo.structures import Batch, GridSpec, Sample
@@ -49,8 +50,8 @@ class BatchFeed:
         self._config = config
         self._world = world
         self._say = say
-        self._batches: Iterator[Batch] | None = None
-        self._ahead: Copy | Exception | None = None
+        self._batches: Iterator[PackedBatch] | None = None
+        self._ahead: Copy | list[PackedBatch] | Exception | None = None
         self._waited = 0.0
 
     def take(self, step: int) -> list[Batch]:
@@ -60,7 +61,8 @@ class BatchFeed:
             step: Steps done before; calls go up by one.
 
         Returns:
-            Where `prepare` was called before: batches on the device; else as the loader made them.
+            Batches on the device where `prepare` was called before and found room there; else as
+            the loader made them.
 
         Raises:
             LoaderDied: If loader processes were killed `_ATTEMPTS` times in a row.
@@ -69,12 +71,13 @@ class BatchFeed:
         ahead, self._ahead = self._ahead, None
         if isinstance(ahead, Exception):
             raise ahead
-        if ahead is not None:
+        if isinstance(ahead, Copy):
             return ahead.finish()
-        begin = time.monotonic()
-        batches = self._read(step)
-        self._waited += time.monotonic() - begin
-        return batches
+        if ahead is None:
+            begin = time.monotonic()
+            ahead = self._read(step)
+            self._waited += time.monotonic() - begin
+        return [batch.unpacked() for batch in ahead]
 
     def prepare(self, step: int) -> None:
         """Start to copy the batches of the coming step to a GPU that is busy with this one.
@@ -96,16 +99,24 @@ class BatchFeed:
             idle = busy.query()  # type: ignore[no-untyped-call]
             if idle:  # the GPU has run out of work, so (part of) this was a wait for data
                 self._waited += time.monotonic() - begin
-            self._ahead = start_copy(batches, device)
+            self._ahead = self._copied(batches)
         except Exception as error:
             self._ahead = error
+
+    def _copied(self, batches: list[PackedBatch]) -> Copy | list[PackedBatch]:
+        try:
+            return start_copy(batches, self._world.device)
+        except torch.OutOfMemoryError:
+            # Beside the step in hand there is no room for more. The coming step copies them when
+            # this one's memory is free, and says what was big if that is not enough.
+            return batches
 
     def waited(self) -> float:
         """Return how many seconds the device has waited for data since the last call, at most."""
         waited, self._waited = self._waited, 0.0
         return waited
 
-    def _read(self, step: int) -> list[Batch]:
+    def _read(self, step: int) -> list[PackedBatch]:
         for attempt in range(_ATTEMPTS):
             try:
                 if self._batches is None:
@@ -135,9 +146,12 @@ class BatchFeed:
         if self._config.data.workers == 0 or "Caught " in str(error):
             return False
         # Sockets and pipes to a process that died while it handed over a batch fail in their way.
-        return not isinstance(error, RuntimeError) or "DataLoader worker" in str(error)
+        # Where a thread of the loader was the receiver, that has ended the thread.
+        return not isinstance(error, RuntimeError) or any(
+            sign in str(error) for sign in ("DataLoader worker", "Pin memory thread exited")
+        )
 
-    def _open(self, step: int) -> Iterator[Batch]:
+    def _open(self, step: int) -> Iterator[PackedBatch]:
         settings, world = self._config.train, self._world
         seen = step * settings.batch_size
         sampler = TrainSampler(
@@ -156,7 +170,9 @@ class BatchFeed:
             first_position=seen + world.rank,
             position_step=world.size,
             pin_memory=world.device.type == "cuda",
-            make_batch=_MakeBatch(build_grid(self._config), settings.loss_options()),
+            make_batch=_MakeBatch(
+                build_grid(self._config), settings.one_object_per_cell, settings.max_positives
+            ),
         )
         batches = iter(loader)
         _leave_deaths_to_next()
@@ -168,18 +184,20 @@ class _MakeBatch:
     """Joins samples and works out what each grid cell is trained on, while nobody waits for it."""
 
     grid: GridSpec
-    options: dict[str, Any]
+    one_object_per_cell: bool
+    max_positives: int
 
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
+    def __call__(self, samples: Sequence[Sample]) -> PackedBatch:
         batch = collate(samples)
         height, width = batch.images.shape[-2:]
         targets = with_cell_targets(
             batch.targets,
             self.grid,
             (height, width),
-            **self.options,
+            one_object_per_cell=self.one_object_per_cell,
+            max_positives=self.max_positives,
         )
-        return replace(batch, targets=targets)
+        return pack(replace(batch, targets=targets))
 
 
 def _leave_deaths_to_next() -> None:
