@@ -1,20 +1,70 @@
-"""CUDA graphs of a function, one per shape of its inputs, the most recently used kept."""
+"""CUDA graphs of a function, one per shape of its inputs, the most used kept."""
 
 from __future__ import annotations
 
 import threading
 import warnings
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["CapturedCalls", "copied"]
+__all__ = ["CapturedCalls", "MostUsed", "copied"]
 
 WARM_UP = 3
 """Calls before a capture: kernels are compiled and tuned in them, which a capture cannot hold."""
+
+_one_capture = threading.Lock()
+"""A wait for the whole device, which a warm-up may contain, would break the capture of another
+model in another thread."""
+
+Value = TypeVar("Value")
+
+
+class MostUsed(Generic[Value]):
+    """A few values by key: those of the keys asked for most often.
+
+    Making a CUDA graph costs several runs. Were the one used longest ago dropped, then shapes that
+    take turns, one more than are kept, would each be captured at every call. Here a key takes the
+    place of another only when it has been asked for more often.
+
+    Args:
+        keep: Most values kept.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
+        self._values: dict[Hashable, Value] = {}
+        self._asked: Counter[Hashable] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def ask(self, key: Hashable) -> Value | None:
+        """Count the key, and return its value if there is one."""
+        self._asked[key] += 1
+        return self._values.get(key)
+
+    def would_keep(self, key: Hashable) -> bool:
+        """Whether a value of the key would be kept."""
+        return not self.is_full() or self._asked[key] > self._asked[self._least()]
+
+    def is_full(self) -> bool:
+        """Whether a new value takes the place of another."""
+        return len(self._values) >= self._keep
+
+    def drop_least(self) -> None:
+        """Drop the value of the key asked for least often."""
+        del self._values[self._least()]
+
+    def put(self, key: Hashable, value: Value) -> None:
+        """Keep a value; there must be room."""
+        self._values[key] = value
+
+    def _least(self) -> Hashable:
+        return min(self._values, key=self._asked.__getitem__)
 
 
 class _Captured(NamedTuple):
@@ -31,17 +81,18 @@ class CapturedCalls:
 
     Args:
         device: A CUDA device.
-        keep: Most graphs kept; the one used longest ago is dropped for a new one.
+        keep: Most graphs kept, see `MostUsed`; other calls launch every kernel by itself.
     """
 
     def __init__(self, device: torch.device, keep: int) -> None:
         self._device = device
-        self._keep = keep
-        self._captured: OrderedDict[Hashable, _Captured] = OrderedDict()
+        self._captured: MostUsed[_Captured] = MostUsed(keep)
         self._lock = threading.Lock()
         # After it, no stream touches the memory of the graphs.
         self._free = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
+        # Torch's own stream for captures is one for the process, on the device that came first.
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._works = True
 
     def __len__(self) -> int:
@@ -61,12 +112,12 @@ class CapturedCalls:
             key = (key, *((tuple(value.shape), value.dtype) for value in inputs))
             stream = torch.cuda.current_stream()
             stream.wait_event(self._free)
-            captured = self._captured.pop(key, None)
-            if captured is None:
-                captured = self._capture(call, inputs)
+            captured = self._captured.ask(key)
+            if captured is None and self._captured.would_keep(key):
+                with _one_capture:
+                    captured = self._capture(key, call, inputs)
             if captured is None:
                 return call(*(value.to(self._device) for value in inputs))
-            self._captured[key] = captured
             for ours, theirs in zip(captured.inputs, inputs, strict=True):
                 ours.copy_(theirs)
             captured.graph.replay()
@@ -74,23 +125,26 @@ class CapturedCalls:
             self._free.record(stream)
             return answer
 
-    def _capture(self, call: Callable[..., Any], inputs: tuple[Tensor, ...]) -> _Captured | None:
-        """Capture the call; None, with a warning, if it cannot be captured."""
-        if len(self._captured) >= self._keep:
+    def _capture(
+        self, key: Hashable, call: Callable[..., Any], inputs: tuple[Tensor, ...]
+    ) -> _Captured | None:
+        """Capture the call and keep it; None, with a warning, if it cannot be captured."""
+        if self._captured.is_full():
             torch.cuda.synchronize()  # a graph that runs must not be dropped
-            self._captured.popitem(last=False)
+            self._captured.drop_least()
         ours = tuple(value.to(self._device, copy=True) for value in inputs)
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         current = torch.cuda.current_stream()
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
             for _ in range(WARM_UP):
                 call(*ours)
-        current.wait_stream(side)
+        current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         try:
             # "thread_local": what other threads do on the device meanwhile is not our capture's.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
                 answer = call(*ours)
         # It has just run three times: whatever is wrong now is so of capturing it.
         except Exception as error:
@@ -102,7 +156,9 @@ class CapturedCalls:
                 stacklevel=2,
             )
             return None
-        return _Captured(graph, ours, answer)
+        captured = _Captured(graph, ours, answer)
+        self._captured.put(key, captured)
+        return captured
 
 
 def copied(value: Any) -> Any:

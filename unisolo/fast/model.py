@@ -39,7 +39,7 @@ def optimize(
 
     Both are made for one shape of input, at its first use, because padding an image further would
     change what the grids see. The first `max_shapes` shapes (batch, height, width) are compiled,
-    later ones run uncompiled; of CUDA graphs the `max_shapes` used last are kept.
+    later ones run uncompiled; of CUDA graphs the `max_shapes` used most are kept.
 
     The copy has the weights of this moment: after training on, or `load_state_dict`, optimise
     again. It has no gradients.
@@ -143,8 +143,9 @@ class FastModel:
 
         if self._captured is None:
             return compute(images.to(self.device), image_sizes.to(self.device))
-        thresholds = None if settings is None else tuple(settings.select_arguments().items())
-        return self._captured(thresholds, compute, (images, image_sizes))
+        # What decides what is launched: the memory budget too, though it changes no result.
+        decides = settings and (settings.chunk_pixels, *settings.select_arguments().items())
+        return self._captured(decides, compute, (images, image_sizes))
 
     @torch.inference_mode()
     def network_outputs(self, images: Tensor, image_sizes: Tensor) -> Outputs:
