@@ -81,6 +81,7 @@ def dynamic_masks(
             _logit(mask_threshold),
             BLOCK_WORDS=BLOCK_WORDS,
             BELOW_HALF=mask_threshold < 0.5,
+            AT_HALF=mask_threshold == 0.5,
             EXACT=tiling.operand == torch.float32,
             WIDE=is_wide(features) or num_candidates * num_words >= 2**31,
             **tiling.constants,
@@ -134,6 +135,7 @@ def _masks(  # type: ignore[no-untyped-def]
     threshold,
     BLOCK_WORDS: tl.constexpr,
     BELOW_HALF: tl.constexpr,
+    AT_HALF: tl.constexpr,
     EXACT: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -163,7 +165,7 @@ def _masks(  # type: ignore[no-untyped-def]
     above = tl.zeros([ROWS], tl.float32)
     first = tl.full([ROWS], 0x7FFFFFFF, tl.int32)
     last = tl.full([ROWS], -1, tl.int32)
-    places = tl.arange(0, 32)
+    weights = 1 << tl.arange(0, 32)
     for block in tl.range(
         tl.program_id(1), num_words // BLOCK_WORDS, tl.num_programs(1), num_stages=3
     ):
@@ -190,9 +192,9 @@ def _masks(  # type: ignore[no-untyped-def]
         if BELOW_HALF:  # else the zeros of padding are never above it
             inside = inside & in_map[None, :] & real[:, None]
         # In this order of pixels a thread packs mostly what it has computed itself.
-        ordered = inside.to(tl.int32).reshape(ROWS, PIXELS // 8, BLOCK_WORDS, 8 // BLOCK_WORDS)
+        ordered = inside.reshape(ROWS, PIXELS // 8, BLOCK_WORDS, 8 // BLOCK_WORDS)
         ordered = ordered.permute(0, 2, 1, 3).reshape(ROWS, BLOCK_WORDS, 32)
-        words = tl.sum(ordered << places[None, None, :], 2)
+        words = tl.sum(tl.where(ordered, weights[None, None, :], 0), 2)
         at = block * BLOCK_WORDS + tl.arange(0, BLOCK_WORDS)
         at = starts[:, None] * num_words + at[None, :]
         tl.store(bits_ptr + at, words, mask=exists[:, None])
@@ -201,7 +203,8 @@ def _masks(  # type: ignore[no-untyped-def]
         first = tl.minimum(first, tl.where(here > 0, block, 0x7FFFFFFF))
         last = tl.maximum(last, tl.where(here > 0, block, -1))
         # sigmoid(x) = (1 + tanh(x / 2)) / 2, and tanh(0) = 0: pixels outside add nothing.
-        halves = 0.5 * tl.where(inside, logits, 0.0)
+        # At one half a maximum says the same, and is cheaper than to keep or repeat a comparison.
+        halves = 0.5 * (tl.maximum(logits, 0.0) if AT_HALF else tl.where(inside, logits, 0.0))
         tangents = exact_tanh(halves) if EXACT else tanh(halves)
         above += tl.sum(tangents, 1)
     padded = tl.num_programs(0) * ROWS

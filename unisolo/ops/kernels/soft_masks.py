@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unisolo.ops.kernels.launch import as_pixels, jit, on_device_of
+from unisolo.ops.kernels.launch import as_pixels, jit, on_device_of, sigmoid
 from unisolo.ops.kernels.products import is_wide, logit_tile, resident_kernels, tiling_of
 
 __all__ = ["soft_masks"]
@@ -126,7 +126,7 @@ def _soft(  # type: ignore[no-untyped-def]
             PRECISION,
             WIDE,
         )
-        probs = tl.where(real[:, None], 1.0 / (1.0 + tl.exp(-logits)), 0.0)
+        probs = sigmoid(tl.where(real[:, None], logits, -float("inf")))
         tl.store(
             soft_ptr + starts[:, None] * num_pixels + pixels[None, :],
             probs.to(soft_ptr.dtype.element_ty),
