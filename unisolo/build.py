@@ -14,7 +14,7 @@ from unisolo.categories import Categories
 from unisolo.config import Config, ConfigError, ModelConfig
 from unisolo.data import DATASETS
 from unisolo.data.transforms import EvalTransform
-from unisolo.models import FPN, MaskHead, SoloHead, TimmBackbone, UniSolo
+from unisolo.models import FPN, MaskHead, SeparateMaskHead, SoloHead, TimmBackbone, UniSolo
 from unisolo.structures import GridSpec
 from unisolo.tasks import get_task
 
@@ -82,16 +82,15 @@ def build_model(
             grid_sizes=grid.sizes,
             deform=settings.head_deform,
             norm=settings.head_norm,
+            mask_branch=settings.mask_branch,
+            coordinates=settings.coordinates,
         )
-        mask_head = MaskHead(
-            settings.fpn_channels,
-            mid_channels=settings.mask_channels,
-            out_channels=settings.kernel_channels,
-            deform=settings.mask_deform,
-            norm=settings.head_norm,
-        )
+        mask_head = _build_mask_head(settings, trunk=bool(task.heads))
         heads = task.build_heads(
-            trunk_channels=settings.mask_channels, stuff_channels=settings.stuff_channels
+            trunk_channels=settings.mask_channels
+            if settings.mask_features == "unified"
+            else settings.kernel_channels,
+            stuff_channels=settings.stuff_channels,
         )
     if heads.keys() != task.heads:
         raise ValueError(
@@ -102,6 +101,28 @@ def build_model(
     model.categories = categories
     model.config = config
     return model
+
+
+def _build_mask_head(settings: ModelConfig, *, trunk: bool) -> MaskHead | SeparateMaskHead:
+    if settings.mask_features == "unified":
+        return MaskHead(
+            settings.fpn_channels,
+            mid_channels=settings.mask_channels,
+            out_channels=settings.kernel_channels,
+            deform=settings.mask_deform,
+            norm=settings.head_norm,
+            coordinates=settings.coordinates,
+        )
+    return SeparateMaskHead(
+        settings.fpn_channels,
+        mid_channels=settings.mask_channels,
+        out_channels=settings.kernel_channels,
+        num_convs=settings.head_convs,
+        deform=settings.mask_deform,
+        norm=settings.head_norm,
+        coordinates=settings.coordinates,
+        trunk=trunk,
+    )
 
 
 def build_dataset(
@@ -127,18 +148,19 @@ def build_dataset(
     if name not in DATASETS:
         raise ConfigError(f"unknown data.dataset {name!r}; choose from auto, {', '.join(DATASETS)}")
     transform: Any
-    if split == "train" if augment is None else augment:
+    augmented = split == "train" if augment is None else augment
+    if augmented:
         from unisolo.data.transforms import TrainTransform
 
         transform = TrainTransform(
             settings.image_size,
             settings.max_size,
             resize=settings.resize,
-            **settings.augment.model_dump(),
+            **settings.augment.transform_arguments(),
         )
     else:
         transform = EvalTransform(settings.image_size, settings.max_size, resize=settings.resize)
-    return DATASETS[name].from_root(
+    dataset = DATASETS[name].from_root(
         settings.root,
         settings.train_split if split == "train" else settings.val_split,
         transform=transform,
@@ -146,6 +168,20 @@ def build_dataset(
         # Evaluators read the ground truth from the files themselves.
         with_targets=split == "train",
     )
+    if augmented and settings.augment.copy_paste > 0:
+        _add_copy_paste(dataset, settings.augment.copy_paste)
+    return dataset
+
+
+def _add_copy_paste(dataset: Any, probability: float) -> None:
+    if not hasattr(dataset, "read"):
+        raise ConfigError(
+            "data.augment.copy_paste needs a data set with a method read(index) -> RawSample, and "
+            f"{type(dataset).__name__} has none; set data.augment.copy_paste=0"
+        )
+    from unisolo.data.copy_paste import CopyPaste
+
+    dataset.transform = CopyPaste(dataset.transform, probability, dataset)
 
 
 def build_grid(config: Config, object_sides: Tensor | None = None) -> GridSpec:

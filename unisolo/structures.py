@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "LEVEL_FEATURES",
     "MASK_STRIDE",
     "SIZE_DIVISOR",
     "STUFF_IGNORE",
@@ -34,6 +35,10 @@ SIZE_DIVISOR = 32
 
 STUFF_IGNORE = -1
 """Value of `Target.stuff_map` where the stuff loss is not taken (void, crowd, padding)."""
+
+LEVEL_FEATURES = ("mask_features_1", "mask_features_2", "mask_features_3", "mask_features_4")
+"""Names in `Outputs.extras` of the mask features of the levels after the first, where levels have
+their own (`model.mask_features=separate`)."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +231,8 @@ class Outputs(NamedTuple):
     Attributes:
         category_logits: [B, L, C], L = cells of all levels, C = thing categories.
         kernels: [B, L, E], the dynamic 1 x 1 kernel of each cell.
-        mask_features: [B, E, h, w], non-negative, at stride 4 of the padded input.
+        mask_features: [B, E, h, w], non-negative, at stride 4 of the padded input; of level 0 alone
+            where levels have their own (see `level_features`).
         extras: Outputs of the task's own heads by name, e.g. "stuff_logits" [B, S + 1, h, w].
     """
 
@@ -234,6 +240,12 @@ class Outputs(NamedTuple):
     kernels: Tensor
     mask_features: Tensor
     extras: dict[str, Tensor]
+
+    @property
+    def level_features(self) -> tuple[Tensor, ...]:
+        """Mask features of each level, [B, E, h_l, w_l]; empty where all levels share one map."""
+        others = tuple(self.extras[name] for name in LEVEL_FEATURES if name in self.extras)
+        return (self.mask_features, *others) if others else ()
 
 
 class Instances(NamedTuple):

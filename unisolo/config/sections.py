@@ -81,6 +81,15 @@ class ModelConfig(_Section):
     """Width of the mask-feature branch before its last convolution."""
     mask_deform: Literal["none", "v1", "v2"] = "none"
     """Deformable convolutions in the whole mask-feature branch."""
+    mask_branch: Literal["dynamic", "static"] = "dynamic"
+    """Where the kernels that draw the masks come from: "dynamic" = predicted in every cell;
+    "static" = weights of every cell, the same for all images: SOLOv1's S x S mask channels."""
+    mask_features: Literal["unified", "separate"] = "unified"
+    """What kernels draw on: "unified" = one map at stride 4 of all levels; "separate" = a map of
+    each level at twice its resolution, after `head_convs` convolutions of `mask_channels` channels.
+    SOLOv1 is `mask_branch=static` with `mask_features=separate`."""
+    coordinates: bool = True
+    """Give pixel positions (CoordConv) to the kernel branch and the mask-feature branch."""
     stuff_channels: int = Field(default=128, ge=1)
     """Width of the stuff branch (panoptic only)."""
     grid_sizes: Literal["scaled"] | tuple[GridSize, ...] = "scaled"
@@ -106,6 +115,9 @@ class AugmentConfig(_Section):
     """Probability of a vertical flip."""
     color: float = Field(default=0.0, ge=0, le=1)
     """Strength of brightness, contrast, saturation and hue changes."""
+    copy_paste: float = Field(default=0.0, ge=0, le=1)
+    """Share of the images that a random part of another training image's objects is pasted into,
+    after both went through the transforms (arXiv 2012.07177)."""
     min_object_area: int = Field(default=1, ge=1)
     """Objects with fewer visible pixels after the transform are dropped from the targets."""
 
@@ -115,6 +127,10 @@ class AugmentConfig(_Section):
         if not 0 < low <= high:
             raise ValueError(f"scale_jitter must be 0 < low <= high, got {self.scale_jitter}")
         return self
+
+    def transform_arguments(self) -> dict[str, Any]:
+        """Keywords for `unisolo.data.transforms.TrainTransform`."""
+        return self.model_dump(exclude={"copy_paste"})
 
 
 class DataConfig(_Section):
@@ -241,7 +257,6 @@ class TrainConfig(_Section):
                 f"got {self.milestones}"
             )
         return self
-
 
     def loss_options(self) -> dict[str, Any]:
         """Keywords that `solo_losses`, `loss_counts` and `with_cell_targets` share."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unisolo.losses.dice import dynamic_dice_sum
 from unisolo.losses.functional import sigmoid_focal_loss
+from unisolo.losses.level_dice import level_dice_sum
 from unisolo.losses.pairs import SharedCells
 from unisolo.losses.targets import MAX_POSITIVES, with_cell_targets
 from unisolo.structures import MASK_STRIDE, CellTargets, GridSpec, Outputs, Target
@@ -50,7 +51,8 @@ def solo_losses(
         outputs: Raw outputs for B images.
         targets: B targets on the same device, maps padded to 4 times the mask features' size.
             Those that come with `cells` (made with the same options) are taken at their word, and
-            nothing here waits for a GPU; else the cells' targets are worked out first.
+            nothing here waits for a GPU; else the cells' targets are worked out first. Where levels
+            have mask features of their own, see `unisolo.losses.level_dice`: one wait.
         grid: The model's grids.
         one_object_per_cell: Train each kernel on one mask. False = the reference: a shared cell is
             trained on every object that claims it.
@@ -83,7 +85,10 @@ def solo_losses(
     if counts is None:
         counts = _counts(cells)
     category = _category_loss_sum(outputs.category_logits, cells)
-    masks = _mask_loss_sum(outputs, cells, max_pixels)
+    if outputs.level_features:
+        masks = level_dice_sum(outputs, targets, cells, grid, max_pixels=max_pixels)
+    else:
+        masks = _mask_loss_sum(outputs, cells, max_pixels)
     return {
         "loss_category": category / (counts["loss_category"] + 1),
         "loss_mask": masks / counts["loss_mask"].clamp(min=1),

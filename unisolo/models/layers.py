@@ -6,13 +6,22 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unisolo.models.deform import Deform, DeformConv2d
 from unisolo.ops.group_norm import Grid, group_norm_grids, keep_grids
 from unisolo.ops.group_norm import group_norm as apply_group_norm
 
-__all__ = ["ConvNormAct", "HeadNorm", "append_coordinates", "group_norm", "init_normal"]
+__all__ = [
+    "ConvNormAct",
+    "HeadNorm",
+    "append_coordinates",
+    "doubled",
+    "group_norm",
+    "head_levels",
+    "init_normal",
+]
 
 HeadNorm = Literal["group", "batch"]
 """Norm in the heads: SOLOv2's, or one that `unisolo.optimize` folds into the convolutions."""
@@ -122,6 +131,29 @@ def _positions(count: int, like: Tensor) -> Tensor:
     # From the nearer end, so that the values are symmetric.
     return torch.where(2 * index <= last, index * step - 1, 1 - (last - index) * step).to(
         like.dtype
+    )
+
+
+def head_levels(pyramid: Sequence[Tensor]) -> list[Tensor]:
+    """Bring P2..P6 to the head's strides 8, 8, 16, 32, 32 (SOLOv1, arXiv 1912.04488).
+
+    Args:
+        pyramid: P2 to P6, [B, C, h, w] each.
+
+    Returns:
+        Five maps [B, C, h, w]: P2 at P3's size, P3, P4, P5, and P6 at P5's size.
+    """
+    p2, p3, p4, p5, p6 = pyramid
+    half = F.interpolate(p2, size=p3.shape[-2:], mode="bilinear", align_corners=False)
+    last = F.interpolate(p6, size=p5.shape[-2:], mode="bilinear", align_corners=False)
+    return [half, p3, p4, p5, last]
+
+
+def doubled(features: Tensor) -> Tensor:
+    """Resize [B, C, h, w] to [B, C, 2 h, 2 w], bilinear."""
+    height, width = features.shape[-2:]  # a float factor would not export
+    return F.interpolate(
+        features, size=(2 * height, 2 * width), mode="bilinear", align_corners=False
     )
 
 

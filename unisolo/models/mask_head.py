@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unisolo.models.deform import Deform
-from unisolo.models.layers import ConvNormAct, HeadNorm, append_coordinates, init_normal
+from unisolo.models.layers import (
+    ConvNormAct,
+    HeadNorm,
+    append_coordinates,
+    doubled,
+    init_normal,
+)
 
 __all__ = ["MaskHead"]
 
@@ -28,6 +33,7 @@ class MaskHead(nn.Module):
         out_channels: E, channels of the mask features; each dynamic kernel has as many.
         deform: Whether all convolutions (the last 1 x 1 too) are deformable, and which version.
         norm: Norm after each convolution.
+        coordinates: Whether P5 gets positions.
 
     Attributes:
         out_channels: E.
@@ -41,12 +47,14 @@ class MaskHead(nn.Module):
         *,
         deform: Deform = "none",
         norm: HeadNorm = "group",
+        coordinates: bool = True,
     ) -> None:
         super().__init__()
         self.out_channels = out_channels
+        self._coordinates = coordinates
         self.levels = nn.ModuleList()
         for level in range(NUM_LEVELS):
-            first = in_channels + 2 if level == NUM_LEVELS - 1 else in_channels
+            first = in_channels + 2 if self._has_positions(level) else in_channels
             widths = [first] + [mid_channels] * max(level, 1)
             self.levels.append(
                 nn.ModuleList(
@@ -72,17 +80,14 @@ class MaskHead(nn.Module):
         trunk: Tensor | None = None
         for level, convs in enumerate(self.levels):
             features = pyramid[level]
-            if level == NUM_LEVELS - 1:
+            if self._has_positions(level):
                 features = append_coordinates(features)
             for conv in convs:  # type: ignore[attr-defined]
                 features = conv(features)
                 if level > 0:
-                    height, width = features.shape[-2:]  # a float factor would not export
-                    features = F.interpolate(
-                        features,
-                        size=(2 * height, 2 * width),
-                        mode="bilinear",
-                        align_corners=False,
-                    )
+                    features = doubled(features)
             trunk = features if trunk is None else trunk + features
         return self.out(trunk), trunk  # type: ignore[return-value]
+
+    def _has_positions(self, level: int) -> bool:
+        return self._coordinates and level == NUM_LEVELS - 1

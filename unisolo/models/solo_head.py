@@ -5,18 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unisolo.models.deform import Deform, HeadDeform, exporting
-from unisolo.models.layers import ConvNormAct, HeadNorm, append_coordinates, init_normal
+from unisolo.models.layers import (
+    ConvNormAct,
+    HeadNorm,
+    append_coordinates,
+    head_levels,
+    init_normal,
+)
+from unisolo.models.static_masks import StaticKernels
 from unisolo.ops.backend import backend_for
 from unisolo.ops.group_norm import Grid, grid_slices
 
-__all__ = ["SoloHead", "place_grids"]
+__all__ = ["MaskBranch", "SoloHead", "place_grids"]
+
+MaskBranch = Literal["dynamic", "static"]
+"""Where the kernels come from: predicted in each cell (SOLOv2), or weights (SOLOv1)."""
 
 NUM_LEVELS = 5
 CATEGORY_PRIOR = 0.01
@@ -50,13 +60,17 @@ class SoloHead(nn.Module):
         deform: Whether the last or all convolutions of each tower are deformable, and which
             version; the two output convolutions never are.
         norm: Norm after each convolution of the towers.
+        mask_branch: "static" = no kernel branch; each cell's kernel and its bias are weights (see
+            `unisolo.models.static_masks`).
+        coordinates: Whether the kernel branch gets positions.
 
     Attributes:
         grid_sizes: S of each level.
         kernel_channels: E.
+        static_kernels: The weights of a static mask branch, else None.
 
     Raises:
-        ValueError: If the number of levels is not five or there is no category.
+        ValueError: If the number of levels is not five, there is no category or no such branch.
     """
 
     def __init__(
@@ -70,6 +84,8 @@ class SoloHead(nn.Module):
         grid_sizes: Sequence[int] = (40, 36, 24, 16, 12),
         deform: HeadDeform = "none",
         norm: HeadNorm = "group",
+        mask_branch: MaskBranch = "dynamic",
+        coordinates: bool = True,
     ) -> None:
         super().__init__()
         if len(grid_sizes) != NUM_LEVELS:
@@ -79,14 +95,24 @@ class SoloHead(nn.Module):
             )
         if num_things < 1:
             raise ValueError(f"the head needs at least one thing category, got {num_things}")
+        if mask_branch not in ("dynamic", "static"):
+            raise ValueError(f"mask_branch must be 'dynamic' or 'static', got {mask_branch!r}")
         self.grid_sizes = tuple(grid_sizes)
         self.kernel_channels = kernel_channels
         self._grids, self._canvas_size = place_grids(grid_sizes)
         self._deformable = deform != "none"
         self.category_convs = _tower(in_channels, channels, num_convs, deform, norm)
-        self.kernel_convs = _tower(in_channels + 2, channels, num_convs, deform, norm)
+        self._in_channels = in_channels
+        self._coordinates = coordinates and mask_branch == "dynamic"
+        self.static_kernels: StaticKernels | None = None
+        if mask_branch == "dynamic":
+            positions = 2 if coordinates else 0
+            self.kernel_convs = _tower(in_channels + positions, channels, num_convs, deform, norm)
         self.category_out = nn.Conv2d(channels, num_things, 3, padding=1)
-        self.kernel_out = nn.Conv2d(channels, kernel_channels, 3, padding=1)
+        if mask_branch == "dynamic":
+            self.kernel_out = nn.Conv2d(channels, kernel_channels, 3, padding=1)
+        else:
+            self.static_kernels = StaticKernels(sum(s * s for s in grid_sizes), kernel_channels)
         init_normal(self)
         prior = -math.log((1 - CATEGORY_PRIOR) / CATEGORY_PRIOR)
         nn.init.constant_(self.category_out.bias, prior)  # type: ignore[arg-type]
@@ -99,25 +125,31 @@ class SoloHead(nn.Module):
 
         Returns:
             category_logits: [B, L, C], cells of level 0 first, row-major inside a level.
-            kernels: [B, L, E].
+            kernels: [B, L, E]; of a static mask branch [B, L, E + 1], the bias last.
         """
         levels = [
             F.interpolate(
-                append_coordinates(features),
+                append_coordinates(features) if self._coordinates else features,
                 size=(size, size),
                 mode="bilinear",
                 align_corners=False,
             )
-            for features, size in zip(_split(pyramid), self.grid_sizes, strict=True)
+            for features, size in zip(head_levels(pyramid), self.grid_sizes, strict=True)
         ]
         if self._canvas_pays(levels[0]):
             return self._on_canvas(levels)
         return self._one_by_one(levels)
 
     def _one_by_one(self, levels: list[Tensor]) -> tuple[Tensor, Tensor]:
-        category = [self.category_out(self.category_convs(grid[:, :-2])) for grid in levels]
-        kernels = [self.kernel_out(self.kernel_convs(grid)) for grid in levels]
-        return _cells(category), _cells(kernels)
+        category = _cells(
+            [
+                self.category_out(self.category_convs(grid[:, : self._in_channels]))
+                for grid in levels
+            ]
+        )
+        if self.static_kernels is not None:
+            return category, self.static_kernels(len(category))
+        return category, _cells([self.kernel_out(self.kernel_convs(grid)) for grid in levels])
 
     def _canvas_pays(self, grid: Tensor) -> bool:
         if self.training or torch.is_grad_enabled() or self._deformable or exporting():
@@ -128,14 +160,18 @@ class SoloHead(nn.Module):
 
     def _on_canvas(self, levels: list[Tensor]) -> tuple[Tensor, Tensor]:
         canvas = _paste(levels, self._grids, self._canvas_size)
-        category, kernels = canvas[:, :-2], canvas
+        places = grid_slices(self._grids)
+        category, kernels = canvas[:, : self._in_channels], canvas
         for block in self.category_convs:
             category = block.forward_grids(category, self._grids)  # type: ignore[operator]
+        category = self.category_out(category)
+        logits = _cells([category[p] for p in places])
+        if self.static_kernels is not None:
+            return logits, self.static_kernels(len(logits))
         for block in self.kernel_convs:
             kernels = block.forward_grids(kernels, self._grids)  # type: ignore[operator]
-        category, kernels = self.category_out(category), self.kernel_out(kernels)
-        places = grid_slices(self._grids)
-        return _cells([category[p] for p in places]), _cells([kernels[p] for p in places])
+        kernels = self.kernel_out(kernels)
+        return logits, _cells([kernels[p] for p in places])
 
 
 def place_grids(sizes: Sequence[int]) -> tuple[tuple[Grid, ...], tuple[int, int]]:
@@ -185,14 +221,6 @@ def _paste(levels: list[Tensor], grids: Sequence[Grid], size: tuple[int, int]) -
 def _cells(maps: list[Tensor]) -> Tensor:
     """Join maps [B, C, S, S] to [B, L, C], row by row."""
     return torch.cat([map_.flatten(2).transpose(1, 2) for map_ in maps], dim=1)
-
-
-def _split(pyramid: Sequence[Tensor]) -> list[Tensor]:
-    """Bring P2..P6 to the head's strides 8, 8, 16, 32, 32."""
-    p2, p3, p4, p5, p6 = pyramid
-    half = F.interpolate(p2, size=p3.shape[-2:], mode="bilinear", align_corners=False)
-    last = F.interpolate(p6, size=p5.shape[-2:], mode="bilinear", align_corners=False)
-    return [half, p3, p4, p5, last]
 
 
 def _tower(

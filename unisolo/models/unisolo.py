@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unisolo.categories import Categories
@@ -11,7 +12,8 @@ from unisolo.models.backbone import TimmBackbone
 from unisolo.models.mask_head import MaskHead
 from unisolo.models.neck import FPN
 from unisolo.models.solo_head import SoloHead
-from unisolo.structures import SIZE_DIVISOR, GridSpec, Outputs
+from unisolo.models.static_masks import SeparateMaskHead
+from unisolo.structures import LEVEL_FEATURES, SIZE_DIVISOR, GridSpec, Outputs
 
 __all__ = ["UniSolo"]
 
@@ -23,7 +25,8 @@ class UniSolo(nn.Module):
         backbone: Gives features and the normalisation its weights expect.
         neck: Makes P2 to P6.
         solo_head: Categories and kernels of the grid cells.
-        mask_head: Mask features and the trunk that other heads may read.
+        mask_head: Mask features, of all levels together or of each by itself, and the trunk that
+            other heads may read.
         heads: The task's own heads by the name of their output; each is called as
             `head(pyramid, trunk)` with P2..P6 and the mask branch's trunk.
         grid: Grid sizes, strides and scale ranges; a constant of the model.
@@ -47,7 +50,7 @@ class UniSolo(nn.Module):
         backbone: TimmBackbone,
         neck: FPN,
         solo_head: SoloHead,
-        mask_head: MaskHead,
+        mask_head: MaskHead | SeparateMaskHead,
         *,
         heads: dict[str, nn.Module] | None = None,
         grid: GridSpec,
@@ -85,7 +88,8 @@ class UniSolo(nn.Module):
                 all of it is valid.
 
         Returns:
-            Raw outputs; `extras` has one entry per head of the task.
+            Raw outputs; `extras` has one entry per head of the task, and those of
+            `LEVEL_FEATURES` where levels have mask features of their own.
 
         Raises:
             ValueError: If a rank, size or dtype is wrong.
@@ -93,9 +97,13 @@ class UniSolo(nn.Module):
         _check_inputs(images, image_sizes)
         pyramid = self.neck(self.backbone(self.normalize(images, image_sizes)))
         category_logits, kernels = self.solo_head(pyramid)
-        mask_features, trunk = self.mask_head(pyramid)
+        features, trunk = self.mask_head(pyramid)
         extras = {name: head(pyramid, trunk) for name, head in self.heads.items()}
-        return Outputs(category_logits, kernels, mask_features, extras)
+        levels = (features,) if isinstance(features, Tensor) else features
+        if self.solo_head.static_kernels is not None:  # their biases want a channel of ones
+            levels = tuple(F.pad(level, (0, 0, 0, 0, 0, 1), value=1.0) for level in levels)
+        extras.update(zip(LEVEL_FEATURES, levels[1:], strict=False))
+        return Outputs(category_logits, kernels, levels[0], extras)
 
     def normalize(self, images: Tensor, image_sizes: Tensor | None = None) -> Tensor:
         """Return the backbone's input: normalised, zero outside `image_sizes`; see `forward`."""

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from unisolo.ops.area_filter import MinArea, cell_areas, level_areas
 from unisolo.ops.backend import backend_for
 from unisolo.ops.dynamic_masks import CandidateMasks, candidate_masks, kept_masks
+from unisolo.ops.level_features import check_level_features, features_of_cells
 from unisolo.ops.masks import CHUNK_PIXELS, mask_intersections
 from unisolo.ops.matrix_nms import NmsKernel, decay_factors
 from unisolo.ops.ranking import pick, rank
@@ -118,7 +119,7 @@ def select_instances(
             min_area=min_area,
             chunk_pixels=chunk_pixels,
         )
-    logits, kernels, features = (field.detach() for field in outputs[:3])
+    logits, kernels = outputs.category_logits.detach(), outputs.kernels.detach()
     least_areas = cell_areas(grid, min_area, kernels.device)
     groups = (
         [slice(None)] if chunk_pixels is None else [slice(n, n + 1) for n in range(len(logits))]
@@ -133,7 +134,7 @@ def select_instances(
         candidates = _passing(ranked, score_threshold, max_candidates)
         made = candidate_masks(
             pick(kernels[images], candidates.cells),
-            features[images],
+            features_of_cells(outputs, grid, images, candidates.cells),
             mask_threshold=mask_threshold,
             chunk_pixels=chunk_pixels,
         )
@@ -161,12 +162,15 @@ def select_instances(
         )
         selected.append((*best, valid, counts, *top_pairs(ranked.scores, ranked.labels)))
     scores, labels, cells, valid, *facts = (_joined(field) for field in zip(*selected, strict=True))
+    features = features_of_cells(outputs, grid, slice(None), cells)
     soft = kept_masks(pick(kernels, cells), features, valid, chunk_pixels=chunk_pixels)
     return Instances(scores, labels, cells, valid, soft, *facts)
 
 
 def _twin(outputs: Outputs) -> Callable[..., Instances] | None:
     """The twin of `select_instances` that serves these outputs, if there is one."""
+    if outputs.level_features:
+        return None  # twins know masks of one map only
     backend = backend_for(outputs.kernels.device)
     if backend == "cpu":
         from unisolo.ops.cpu.select import select_instances as cpu_twin
@@ -316,6 +320,7 @@ def _check_outputs(outputs: Outputs, grid: GridSpec) -> None:
             f"kernels {list(kernels.shape)} and mask_features {list(features.shape)} must agree in "
             "images (at least 1) and channels"
         )
+    check_level_features(outputs, grid)
 
 
 def _check_settings(
