@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -172,10 +172,38 @@ def test_a_set_that_turns_out_larger_stops_at_the_limit() -> None:
 
 
 def test_free_memory_bounds_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "_free_memory", lambda: 2**20)
+    monkeypatch.setattr(cache, "free_memory", lambda: 2**20)
     dataset = Samples(*[black(64)] * 100)
     assert "0.00 GiB of memory are free, of which 80% may" in kept(dataset)
     assert dataset.cache is None
+
+
+def test_processes_of_one_machine_share_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 100 * 64 * 64 * 3
+    monkeypatch.setattr(cache, "free_memory", lambda: 2 * size)
+    dataset = Samples(*[black(64)] * 100)
+    said: list[str] = []
+    keep_in_memory(dataset, 1.0, said.append, processes=2)
+    assert dataset.cache is None and "memory for each of 2 processes are free" in said[0]
+    keep_in_memory(dataset, 1.0, said.append, processes=1)
+    assert len(dataset.cache) == 100
+
+
+def test_handles_of_shared_memory_find_room_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Pages of a full /dev/shm cannot be written: the process would die of it.
+    monkeypatch.setattr(cache.multiprocessing, "get_start_method", lambda: "spawn")
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: Usage(2**20))
+    monkeypatch.setattr(cache, "_SHARED", tmp_path)
+    dataset = Samples(*[black(64)] * 100)
+    assert f"0.00 GiB of memory that processes can share ({tmp_path}) are free" in kept(dataset)
+    assert dataset.cache is None
+
+
+@dataclass(frozen=True)
+class Usage:
+    free: int
 
 
 def break_image(path: Path) -> None:

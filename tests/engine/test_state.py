@@ -117,5 +117,7 @@ def test_other_settings_are_listed(tmp_path: Path) -> None:
     fill(folder, 1)
     path, state = folder.newest(print)
     check_state(path, state, tiny_config("train.log_every=9", "inference.pre_nms=7"), CATEGORIES)
+    # Samples from memory are those from disk.
+    check_state(path, state, tiny_config("data.cache=ram", "data.cache_gib=3"), CATEGORIES)
     with pytest.raises(CheckpointError, match=r"train\.lr=0\.5 \(was 0\.002\)"):
         check_state(path, state, tiny_config("train.lr=0.5"), CATEGORIES)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from unisolo.data.coco_files import PackedRecords
+from unisolo.data.memory import free_memory
 from unisolo.data.raw import Int16Map, RawSample, RawTarget
 from unisolo.structures import ImageMeta
 
@@ -36,6 +38,9 @@ _PROBES = 16
 
 _AT_ONCE = 64
 """Samples that are read before the next are begun: bounds what waits to be packed."""
+
+_SHARED = Path("/dev/shm")
+"""Where Linux keeps memory that processes share by handle; containers may make it small."""
 
 _SHARE = 0.8
 """Share of the free memory that may be taken, whatever the limit."""
@@ -139,7 +144,9 @@ def _new_block(size: int) -> Tensor:
     return block
 
 
-def keep_in_memory(dataset: Any, limit_gib: float, say: Callable[[str], object]) -> None:
+def keep_in_memory(
+    dataset: Any, limit_gib: float, say: Callable[[str], object], *, processes: int = 1
+) -> None:
     """Read all samples of a data set once and let it serve them from memory from now on.
 
     Where they need more than the limit or the free memory, the data set is left as it is, and
@@ -149,6 +156,8 @@ def keep_in_memory(dataset: Any, limit_gib: float, say: Callable[[str], object])
         dataset: Has `read(index) -> RawSample`, `cache` and a length.
         limit_gib: Most memory to take, GiB.
         say: Told in a sentence what was done.
+        processes: How many processes of this machine do the same at this time, each for itself:
+            they share what memory is free.
 
     Raises:
         ValueError: If an image or annotation cannot be used, or the data set has no `read`.
@@ -159,7 +168,7 @@ def keep_in_memory(dataset: Any, limit_gib: float, say: Callable[[str], object])
             f"{type(dataset).__name__} has none; set data.cache=none"
         )
     begin = time.monotonic()
-    limit = _Limit.of(limit_gib)
+    limit = _Limit.of(limit_gib, processes)
     count = len(dataset)
     probes = sorted(set(np.linspace(0, count - 1, _PROBES).astype(int).tolist()))
     estimate = _fill(dataset, probes).size / len(probes) * count
@@ -188,12 +197,15 @@ class _Limit:
     reason: str
 
     @classmethod
-    def of(cls, limit_gib: float) -> _Limit:
-        size, reason = limit_gib * 2**30, f"data.cache_gib={limit_gib:g} allows no more"
-        free = _free_memory()
-        if free is not None and _SHARE * free < size:
-            return cls(_SHARE * free, f"{_gib(free)} of memory are free, of which {_SHARE:.0%} may")
-        return cls(size, reason)
+    def of(cls, limit_gib: float, processes: int) -> _Limit:
+        size, found = limit_gib * 2**30, _free(processes)
+        if found is not None and _SHARE * found[0] < size:
+            free, kind = found
+            return cls(
+                _SHARE * free,
+                f"{_gib(free)} of {kind} are free, of which {_SHARE:.0%} may be taken",
+            )
+        return cls(size, f"data.cache_gib={limit_gib:g} allows no more")
 
 
 def _fill(dataset: Any, numbers: Sequence[int], limit: float = math.inf) -> _Packer:
@@ -213,15 +225,16 @@ def _read(dataset: Any, numbers: Sequence[int]) -> Iterator[RawSample]:
             yield from threads.map(dataset.read, numbers[start : start + _AT_ONCE])
 
 
-def _free_memory() -> int | None:
-    """Bytes that the system can give without swapping; None where it does not tell."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
+def _free(processes: int) -> tuple[float, str] | None:
+    """The bytes that one of so many processes may count on, and what they are; None = not told."""
+    free, kind = free_memory(), "memory"
+    if multiprocessing.get_start_method() != "fork" and _SHARED.is_dir():
+        shared = shutil.disk_usage(_SHARED).free
+        free = shared if free is None else min(free, shared)
+        kind = f"memory that processes can share ({_SHARED})"
+    if free is None:
         return None
-    rows = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    found = rows.get("MemAvailable", "").split()
-    return int(found[0]) * 1024 if found else None
+    return free / processes, kind if processes == 1 else f"{kind} for each of {processes} processes"
 
 
 def _gib(size: float) -> str:

@@ -16,7 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from unisolo.devices import resolve_device
 
-__all__ = ["World", "join_world", "restart_count"]
+__all__ = ["World", "join_world", "local_size", "restart_count"]
 
 _PATIENCE = timedelta(minutes=60)
 """How long a process waits for the others: evaluation and saving take one longer than another."""
@@ -77,6 +77,11 @@ class World:
 def restart_count() -> int:
     """How often torchrun has restarted this job's processes (`--max-restarts`); 0 at first."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def local_size() -> int:
+    """Return how many processes torchrun has started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextmanager

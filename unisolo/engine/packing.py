@@ -54,7 +54,10 @@ class PackedBatch:
             images=images,
             image_sizes=sizes,
             metas=self.metas,
-            targets=tuple(Target(*row[:5], cells=CellTargets(*row[5:])) for row in targets),
+            targets=tuple(
+                Target(labels, boxes, objects, crowd, stuff, CellTargets(*cells))
+                for labels, boxes, objects, crowd, stuff, *cells in targets
+            ),
         )
 
     def at(self, place: _Place | None) -> Any:

@@ -34,6 +34,7 @@ __all__ = [
 FORMAT_VERSION = 2
 
 MAY_CHANGE = (
+    "data.cache",
     "data.root",
     "data.workers",
     "inference.",

@@ -27,7 +27,7 @@ from unisolo.checkpoint import save_model
 from unisolo.config import Config, ConfigError, config_to_dict
 from unisolo.data.cache import keep_in_memory
 from unisolo.doctor import brief
-from unisolo.engine.distributed import World, join_world, restart_count
+from unisolo.engine.distributed import World, join_world, local_size, restart_count
 from unisolo.engine.evaluate import check_categories, evaluate
 from unisolo.engine.feed import BatchFeed
 from unisolo.engine.logger import RunLogger
@@ -135,7 +135,8 @@ def train(
             _write_config(run)
             log.say(coverage_line(train_set, config, run.model.grid))
             if config.data.cache == "ram":
-                keep_in_memory(train_set, config.data.cache_gib, log.say)
+                limit, say = config.data.cache_gib, log.say
+                keep_in_memory(train_set, limit, say, processes=local_size())
             _loop(run, train_set, val_set, log, stop, noted)
     # Outside: other processes need not wait for it, and a signal now ends it at once.
     if world.is_main:

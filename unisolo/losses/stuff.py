@@ -52,12 +52,13 @@ def stuff_loss(
         raise ValueError(f"{batch} images need {batch} targets, got {len(targets)}")
     wanted = torch.stack([_sampled(target, height, width) for target in targets])
     # Float32 logits stay float32 under autocast: cross-entropy is not cast down.
-    total = F.cross_entropy(
-        stuff_logits.float(), wanted, ignore_index=STUFF_IGNORE, reduction="sum"
+    losses = F.cross_entropy(
+        stuff_logits.float(), wanted, ignore_index=STUFF_IGNORE, reduction="none"
     )
     if count is None:
         count = (wanted != STUFF_IGNORE).sum()
-    return total / count.clamp(min=1)
+    # Summed here: on a GPU torch's own sum adds in any order, and `train.deterministic` refuses it.
+    return losses.sum() / count.clamp(min=1)
 
 
 def _sampled(target: Target, height: int, width: int) -> Tensor:
