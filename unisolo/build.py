@@ -168,7 +168,7 @@ def build_dataset(
         # Evaluators read the ground truth from the files themselves.
         with_targets=split == "train",
     )
-    if augmented and settings.augment.copy_paste > 0:
+    if augmented and split == "train" and settings.augment.copy_paste > 0:
         _add_copy_paste(dataset, settings.augment.copy_paste)
     return dataset
 

@@ -221,7 +221,7 @@ def _dataset(config: Config, folder: Path) -> Any:
         settings.image_size,
         settings.max_size,
         resize=settings.resize,
-        **settings.augment.model_dump(),
+        **settings.augment.transform_arguments(),
     )
     side = max(32, settings.image_size // 4)
     return CrowdedShapes(folder / "scenes", SCENES, (side, side * 4 // 3), transform)

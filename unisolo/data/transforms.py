@@ -132,6 +132,10 @@ class TrainTransform:
 
     def __call__(self, raw: RawSample) -> Sample:
         """Return a randomly changed sample; two calls after the same torch seed agree."""
+        return to_sample(self.change(raw), min_object_area=self.min_object_area)
+
+    def change(self, raw: RawSample) -> RawSample:
+        """Return the changed image and maps, before small objects are dropped and numbered anew."""
         seed = int(torch.randint(2**31 - 1, ()))
         rng = np.random.default_rng(seed)
         zoom = float(rng.uniform(*self.scale_jitter))
@@ -147,7 +151,7 @@ class TrainTransform:
         if self._augment is not None:
             self._augment.set_random_seed(seed)
             raw = _apply(self._augment, raw)
-        return to_sample(raw, min_object_area=self.min_object_area)
+        return raw
 
 
 def _check_sizes(sizes: Sequence[int]) -> None:

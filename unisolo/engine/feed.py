@@ -170,9 +170,7 @@ class BatchFeed:
             first_position=seen + world.rank,
             position_step=world.size,
             pin_memory=world.device.type == "cuda",
-            make_batch=_MakeBatch(
-                build_grid(self._config), settings.one_object_per_cell, settings.max_positives
-            ),
+            make_batch=_MakeBatch(build_grid(self._config), settings.loss_options()),
         )
         batches = iter(loader)
         _leave_deaths_to_next()
@@ -184,8 +182,7 @@ class _MakeBatch:
     """Joins samples and works out what each grid cell is trained on, while nobody waits for it."""
 
     grid: GridSpec
-    one_object_per_cell: bool
-    max_positives: int
+    options: dict[str, Any]
 
     def __call__(self, samples: Sequence[Sample]) -> PackedBatch:
         batch = collate(samples)
@@ -194,8 +191,7 @@ class _MakeBatch:
             batch.targets,
             self.grid,
             (height, width),
-            one_object_per_cell=self.one_object_per_cell,
-            max_positives=self.max_positives,
+            **self.options,
         )
         return pack(replace(batch, targets=targets))
 

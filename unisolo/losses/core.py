@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from unisolo.losses.level_dice import level_dice_sum
 from unisolo.losses.pairs import SharedCells
 from unisolo.losses.targets import MAX_POSITIVES, with_cell_targets
 from unisolo.structures import MASK_STRIDE, CellTargets, GridSpec, Outputs, Target
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["MAX_POSITIVES", "LossOptions", "loss_counts", "solo_losses"]
 
