@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from unisolo import encoding
 from unisolo.categories import Categories, Category
 from unisolo.encoding import encode_rle
 from unisolo.ops.boxes import masks_to_boxes
@@ -263,6 +264,24 @@ def test_long_runs_take_several_letters() -> None:
     for mask, rle in zip(masks, rles, strict=True):
         expected = rle_ops.encode(np.asfortranarray(mask.astype(np.uint8)))
         assert rle == {"size": [700, 900], "counts": expected["counts"].decode()}
+
+
+@pytest.mark.parametrize("large_bytes", [0, 1 << 62], ids=["packed", "unpacked"])
+def test_each_way_to_write_rle(monkeypatch: pytest.MonkeyPatch, large_bytes: int) -> None:
+    from pycocotools import mask as rle_ops
+
+    monkeypatch.setattr(encoding, "_LARGE_BYTES", large_bytes)
+    monkeypatch.setattr(encoding, "_BUSY_SHARE", 1)
+    rng = np.random.default_rng(3)
+    for height, width in [(1, 1), (1, 9), (7, 1), (5, 8), (13, 17), (40, 70)]:
+        masks = (
+            rng.random((6, height, width)) < np.array([0, 0.02, 0.3, 0.5, 0.9, 1])[:, None, None]
+        )
+        expected = [
+            {"size": [height, width], "counts": str(rle["counts"], "ascii")}
+            for rle in (rle_ops.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in masks)
+        ]
+        assert encode_rle(np.packbits(masks, axis=-1), width) == expected
 
 
 def test_bits_beyond_the_width_are_ignored(three: Result) -> None:

@@ -12,10 +12,22 @@ from PIL import Image
 __all__ = ["encode_jpeg", "encode_png", "encode_rle", "ids_to_rgb", "rgb_to_ids"]
 
 
-def encode_rle(packed: NDArray[np.uint8], width: int) -> list[dict[str, Any]]:
-    """Encode packed masks as compressed COCO RLE, without unpacking them.
+_UNPACKED_PIXELS = 1 << 24
+"""Mask pixels unpacked at once, one byte each, while writing RLE."""
 
-    Memory: a few times the bits of one mask, besides its run lengths.
+_LARGE_BYTES, _BUSY_SHARE = 1 << 16, 1 / 40
+"""Bytes of a packed mask from which on its runs are found without unpacking it, unless a larger
+share of the bytes changes from row to row: below and above, unpacking is faster."""
+
+
+def encode_rle(packed: NDArray[np.uint8], width: int) -> list[dict[str, Any]]:
+    """Encode packed masks as compressed COCO RLE.
+
+    Large masks of things have few runs for their bits, which are found without unpacking: two to
+    ten times as fast. Small masks, and those like noise, are unpacked.
+
+    Memory: a few times the bits of one large mask, or one byte a pixel of that mask or of 16
+    million pixels of small ones; and the run lengths.
 
     Args:
         packed: [N, H, ceil(W / 8)] uint8, bits as `numpy.packbits(axis=-1)` orders them; what
@@ -25,27 +37,40 @@ def encode_rle(packed: NDArray[np.uint8], width: int) -> list[dict[str, Any]]:
     Returns:
         N dicts with `size` [H, W] and `counts`, an ASCII str that JSON can hold.
     """
-    height = packed.shape[1]
-    return [
-        {"size": [height, width], "counts": _rle_string(_run_lengths(mask, width))}
-        for mask in packed
-    ]
+    height, row_bytes = packed.shape[1:]
+    if height * row_bytes < _LARGE_BYTES:
+        counts = _unpacked_counts(packed, width)
+    else:
+        counts = [_large_counts(mask, width) for mask in packed]
+    return [{"size": [height, width], "counts": text} for text in counts]
 
 
-def _run_lengths(mask: NDArray[np.uint8], width: int) -> NDArray[np.int64]:
-    """Lengths of the runs of 0, 1, 0, ... down the columns of a packed mask; the first may be 0.
+def _large_counts(mask: NDArray[np.uint8], width: int) -> str:
+    changes = _changes(mask, width)
+    if np.count_nonzero(changes) > _BUSY_SHARE * changes.size:
+        return _unpacked_counts(mask[None], width)[0]
+    return _rle_string(_run_lengths(changes, width))
 
-    A run begins where a pixel differs from the one before it: that above it, or for the first of a
-    column the last of the column before. On packed rows both are one exclusive or, and few bytes of
-    the result are not 0.
+
+def _changes(mask: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    """Bits where a pixel of a packed mask [H, ceil(W / 8)] differs from the one before it.
+
+    That is the one above it, or for the first of a column the last of the column before; before the
+    first of all is a 0. On packed rows both are one exclusive or.
     """
-    height, row_bytes = mask.shape
+    row_bytes = mask.shape[1]
     changes = np.empty_like(mask)
     np.bitwise_xor(mask[1:], mask[:-1], out=changes[1:])
     left = mask[-1] >> 1  # the last row, one pixel to the right
     left[1:] |= mask[-1, :-1] << 7
     np.bitwise_xor(mask[0], left, out=changes[0])
     changes[:, -1] &= 0xFF << (8 * row_bytes - width) & 0xFF
+    return changes
+
+
+def _run_lengths(changes: NDArray[np.uint8], width: int) -> NDArray[np.int64]:
+    """Lengths of the runs of 0, 1, 0, ... down the columns, from `_changes`; the first may be 0."""
+    height, row_bytes = changes.shape
     # Indices into flat arrays, whose search is ten times as fast as that of two dimensions.
     places = np.flatnonzero(changes.ravel() != 0)
     bits = np.flatnonzero(np.unpackbits(changes.ravel()[places]))
@@ -54,6 +79,28 @@ def _run_lengths(mask: NDArray[np.uint8], width: int) -> NDArray[np.int64]:
     starts.sort()
     lengths: NDArray[np.int64] = np.diff(starts, prepend=0, append=height * width)
     return lengths
+
+
+def _unpacked_counts(packed: NDArray[np.uint8], width: int) -> list[str]:
+    """RLE strings of packed masks [N, H, ceil(W / 8)] by way of a byte per pixel.
+
+    Turning the bytes before they are unpacked gives column-major pixels directly: about three times
+    as fast as turning pixels.
+    """
+    from hotcoco import mask as rle_ops
+
+    count, height, row_bytes = packed.shape
+    step = max(1, _UNPACKED_PIXELS // max(1, height * row_bytes * 8))
+    shifts = np.arange(7, -1, -1, dtype=np.uint8)[:, None]
+    counts: list[str] = []
+    for start in range(0, count, step):
+        columns = np.ascontiguousarray(packed[start : start + step].transpose(0, 2, 1))
+        bits = np.right_shift(columns[:, :, None, :], shifts)  # [n, ceil(W / 8), 8, H]
+        np.bitwise_and(bits, 1, out=bits)
+        masks = bits.reshape(len(columns), row_bytes * 8, height)[:, :width]
+        rles = rle_ops.encode(masks.transpose(2, 1, 0))  # wants [H, W, n], column-major
+        counts += [str(rle["counts"], "ascii") for rle in rles]
+    return counts
 
 
 def _rle_string(counts: NDArray[np.int64]) -> str:
