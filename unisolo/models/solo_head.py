@@ -148,7 +148,7 @@ class SoloHead(nn.Module):
             ]
         )
         if self.static_kernels is not None:
-            return category, self.static_kernels(len(category))
+            return category, self.static_kernels(category.shape[0])
         return category, _cells([self.kernel_out(self.kernel_convs(grid)) for grid in levels])
 
     def _canvas_pays(self, grid: Tensor) -> bool:
@@ -167,7 +167,7 @@ class SoloHead(nn.Module):
         category = self.category_out(category)
         logits = _cells([category[p] for p in places])
         if self.static_kernels is not None:
-            return logits, self.static_kernels(len(logits))
+            return logits, self.static_kernels(logits.shape[0])
         for block in self.kernel_convs:
             kernels = block.forward_grids(kernels, self._grids)  # type: ignore[operator]
         kernels = self.kernel_out(kernels)
