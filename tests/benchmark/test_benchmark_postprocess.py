@@ -108,7 +108,13 @@ def test_comparison_sees_every_difference() -> None:
         answer_of(masks[:2]),
     ):
         found = compare_answers(reference, wrong, 11)
-        assert not found.same_order and found.different_pixels is None
+        assert not found.same_set and not found.same_order and found.different_pixels is None
+    order = torch.tensor([0, 2, 1])  # two scores that rounding has swapped
+    found = compare_answers(
+        reference, Answer(reference.scores, order, order, None, masks[order]), 11
+    )
+    assert found.same_set and not found.same_order and found.different_pixels == 0
+    assert found.score_difference == pytest.approx(0.1)
     nothing = answer_of(masks[:0])
     assert compare_answers(nothing, nothing, 11).score_difference == 0
 
@@ -180,6 +186,7 @@ def test_the_command_prints_tables_and_writes_figures(tmp_path: Path) -> None:
     assert "no GPU was measured" in done.stdout
     assert done.stdout.count("| noise | 12 | logits |") == 3 + 3  # times, and agreement
     assert "NO" not in done.stdout
+    assert "this run answers none" in done.stdout and figures["goals"] == []
 
 
 @pytest.mark.parametrize(

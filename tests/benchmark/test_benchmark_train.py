@@ -17,7 +17,7 @@ from tiny_model import VALUES
 
 from unisolo.benchmark.crowded import SIDE, CrowdedShapes
 from unisolo.benchmark.mask_rcnn import build_mask_rcnn, mask_rcnn_inputs
-from unisolo.benchmark.train import PEER, TrainReport, TrainRow, train_table
+from unisolo.benchmark.train_report import PEER, TrainReport, TrainRow, train_table
 from unisolo.data import CocoInstance
 from unisolo.data.loader import collate
 from unisolo.models import TimmBackbone

@@ -11,13 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from unisolo.benchmark.generated_results import GeneratedResults, generate_results
+from unisolo.benchmark.goals import Goal
 from unisolo.benchmark.machine import describe_machine
 from unisolo.evaluation.coco import CocoEvaluator
 from unisolo.evaluation.panoptic import PanopticEvaluator
 
-__all__ = ["EvaluateReport", "EvaluateRow", "evaluate_table", "measure_evaluation"]
+__all__ = [
+    "EvaluateReport",
+    "EvaluateRow",
+    "evaluate_goals",
+    "evaluate_table",
+    "failed_checks",
+    "measure_evaluation",
+]
 
 PARTS = ("bbox", "segm", "panoptic")
+
+IMAGES, PREDICTIONS, SPEEDUP = 5000, 50, 10.0
+"""What the goal is stated for, and how many times as fast as the official tools it is."""
+
+DIFFERENCE = 1e-4
+"""Percent points: metrics equal to 6 digits, as a share of 1."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +158,34 @@ def evaluate_table(report: EvaluateReport) -> str:
     return "\n".join([*lines, "", figures])
 
 
+def evaluate_goals(report: EvaluateReport) -> list[Goal]:
+    """Return what the goal for evaluation asks of a report; nothing of smaller ones.
+
+    Args:
+        report: Of any run.
+    """
+    if report.images < IMAGES or report.predictions < PREDICTIONS:
+        return []
+    whole = report.rows[-1]
+    return [
+        Goal("all parts: official time over ours", whole.speedup, SPEEDUP, True, " x"),
+        Goal("largest difference of a metric, percent points", whole.difference, DIFFERENCE),
+    ]
+
+
+def failed_checks(report: EvaluateReport) -> list[str]:
+    """Return a sentence for every part whose metrics are not the official ones.
+
+    Args:
+        report: Of any run.
+    """
+    return [
+        f"{row.part}: a metric differs by {row.difference:.1e} percent points from the official one"
+        for row in report.rows
+        if row.part in PARTS and not row.difference <= DIFFERENCE
+    ]
+
+
 def _computation(
     generated: GeneratedResults, part: str, backend: str
 ) -> Callable[[], dict[str, float]]:
@@ -166,4 +208,6 @@ def _timed(compute: Callable[[], dict[str, float]]) -> tuple[dict[str, float], f
 
 
 def _distance(one: float, other: float) -> float:
-    return 0.0 if math.isnan(one) and math.isnan(other) else abs(one - other)
+    if math.isnan(one) or math.isnan(other):  # a maximum would lose it
+        return 0.0 if math.isnan(one) and math.isnan(other) else math.inf
+    return abs(one - other)

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-__all__ = ["describe_gpu", "describe_machine"]
+__all__ = ["describe_gpu", "describe_machine", "usable_cores"]
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 """Instruction sets that decide how fast fp32, bf16 and int8 are."""
@@ -24,6 +24,10 @@ PACKAGES = (
     "onnxruntime",
     "openvino",
     "numpy",
+    "hotcoco",
+    "pycocotools",
+    "panopticapi",
+    "panopticapi-lite",
 )
 
 
@@ -42,7 +46,7 @@ def describe_machine() -> dict[str, Any]:
         "family": " ".join(
             f"{name} {entries[name]}" for name in ("cpu family", "model") if name in entries
         ),
-        "cores": _usable_cores(),
+        "cores": usable_cores(),
         "flags": [flag for flag in FLAGS if flag in flags],
         "gpu": describe_gpu(),
         "system": f"{platform.system()} {platform.release()}",
@@ -104,7 +108,8 @@ def _cpu_entries() -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Return how many processors this process may use: a container's share, not its host's."""
     if hasattr(os, "sched_getaffinity"):  # not on every system
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

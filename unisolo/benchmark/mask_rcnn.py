@@ -22,12 +22,13 @@ REFERENCE_SIZE = 800
 
 
 def build_mask_rcnn(backbone: TimmBackbone, num_things: int, image_size: int) -> nn.Module:
-    """Build Mask R-CNN with the heads of torchvision's `maskrcnn_resnet50_fpn_v2`.
+    """Build Mask R-CNN with the FPN and heads of torchvision's `maskrcnn_resnet50_fpn`.
 
-    Batch norm in FPN, box head (4 convolutions, 1 linear) and mask head (4 convolutions), two
-    convolutions in the RPN; one anchor size per level; otherwise torchvision's defaults. Images are
-    taken as they come, since the loader has resized them. Anchors and box decoding stay float32
-    under autocast: in half precision torchvision rounds coordinates to whole pixels and worse.
+    They are torchvision's defaults: no norms, two linear layers for boxes, four convolutions for
+    masks, one in the RPN. (The heads of `maskrcnn_resnet50_fpn_v2` take longer: a baseline that is
+    easier to beat.) Images are taken as they come, since the loader has resized them. Anchors and
+    box decoding stay float32 under autocast: in half precision torchvision rounds coordinates to
+    whole pixels and worse.
 
     Args:
         backbone: Its features and normalisation.
@@ -38,9 +39,7 @@ def build_mask_rcnn(backbone: TimmBackbone, num_things: int, image_size: int) ->
         A module that takes (images, targets) of `mask_rcnn_inputs` and returns its losses in
         training mode.
     """
-    from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
-    from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads
-    from torchvision.models.detection.rpn import RPNHead
+    from torchvision.models.detection.mask_rcnn import MaskRCNN
 
     levels = len(backbone.channels) + 1
     smallest = 512 * image_size / REFERENCE_SIZE / 2 ** (levels - 1)
@@ -52,13 +51,8 @@ def build_mask_rcnn(backbone: TimmBackbone, num_things: int, image_size: int) ->
         image_mean=list(backbone.mean),
         image_std=list(backbone.std),
         rpn_anchor_generator=anchors,
-        rpn_head=RPNHead(CHANNELS, anchors.num_anchors_per_location()[0], conv_depth=2),
         box_roi_pool=_pooler(names, 7),
-        box_head=FastRCNNConvFCHead(
-            (CHANNELS, 7, 7), [CHANNELS] * 4, [1024], norm_layer=nn.BatchNorm2d
-        ),
         mask_roi_pool=_pooler(names, 14),
-        mask_head=MaskRCNNHeads(CHANNELS, [CHANNELS] * 4, 1, norm_layer=nn.BatchNorm2d),
         _skip_resize=True,
     )
     for part in (model.rpn, model.roi_heads):
@@ -116,10 +110,7 @@ class _Features(nn.Module):
 
         self.body = backbone
         self.fpn = FeaturePyramidNetwork(
-            list(backbone.channels),
-            CHANNELS,
-            extra_blocks=LastLevelMaxPool(),
-            norm_layer=nn.BatchNorm2d,
+            list(backbone.channels), CHANNELS, extra_blocks=LastLevelMaxPool()
         )
         self.out_channels = CHANNELS
 

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from operator import ge
 from typing import Any, Literal, get_args
 
 import torch
 
+from unisolo.benchmark.goals import Goal
 from unisolo.benchmark.gpu_timing import peak_bytes
 from unisolo.benchmark.machine import describe_machine
 from unisolo.benchmark.reference_chain import (
@@ -28,12 +30,23 @@ from unisolo.ops.select import category_probs, top_candidates
 from unisolo.structures import MASK_STRIDE, GridSpec, ImageMeta, Outputs
 from unisolo.tasks import get_task
 
-__all__ = ["Crowd", "MemoryReport", "MemoryRow", "Way", "measure_memory", "memory_table"]
+__all__ = [
+    "Crowd",
+    "MemoryReport",
+    "MemoryRow",
+    "Way",
+    "measure_memory",
+    "memory_goals",
+    "memory_table",
+]
 
 Way = Literal["auto", "torch", "reference"]
 WAYS: tuple[Way, ...] = get_args(Way)
 
 MIB = 2**20
+
+GOAL = 1536
+"""MiB that the worst case, a `Crowd` as it comes, may take at most."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +183,31 @@ def measure_memory(
             measured = _measured(way, case, device)
         rows.append(MemoryRow(way, case, computed, measured))
     return MemoryReport(describe_machine(), device, tuple(rows))
+
+
+def memory_goals(report: MemoryReport) -> list[Goal]:
+    """Return what the goal asks of a report: of the worst case, nothing of a smaller one.
+
+    Args:
+        report: Of any run.
+    """
+    worst, rows = Crowd(), []
+    for row in report.rows:
+        crowd = row.crowd
+        sizes = (crowd.image, crowd.categories, crowd.candidates, crowd.instances)
+        least = (worst.image, worst.categories, worst.candidates, worst.instances)
+        if row.way == "auto" and all(map(ge, sizes, least)):
+            rows.append(row)
+    return [
+        Goal(
+            f"{row.crowd.image} x {row.crowd.image}, {row.crowd.categories} categories, "
+            f"{row.crowd.candidates} candidates: beyond the inputs",
+            None if row.measured is None else row.measured / MIB,
+            GOAL,
+            unit=" MiB",
+        )
+        for row in rows
+    ]
 
 
 def memory_table(report: MemoryReport) -> str:

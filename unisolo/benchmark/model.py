@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from unisolo.benchmark.model_report import (
     FLOOR,
     MASK2FORMER,
     MASK_RCNN,
+    WHOLE,
     Mode,
     ModelReport,
     ModelRow,
@@ -84,22 +86,23 @@ def measure_models(
         raise ValueError(f"models are measured on cpu or cuda, got {device}")
     rows: list[ModelRow] = []
     instances: dict[str, int] = {}
-    for batch in dict.fromkeys(batches):
-        images, sizes = _images(size, batch, device)
-        base = None
-        if peers:
-            others = _time_peers(images, dtype, repeat, tell, instances)
-            found = [row.timing.median for row in others if row.part == MASK_RCNN]
-            base = min(found)
-            rows += _rows("", batch, others, base)
-        for config in configs:
-            tell(f"{config.stem}, {batch} image{'s' * (batch > 1)}")
-            torch.compiler.reset()  # after 8 backbones torch would silently compile no more
-            subject = _Subject(config, images, sizes, dtype, compile)
-            instances[config.stem] = subject.instances()
-            rows += _rows(config.stem, batch, subject.time(repeat), base)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        machine = describe_machine()  # of the device that is measured
+        for batch in dict.fromkeys(batches):
+            images, sizes = _images(size, batch, device)
+            base = None
+            if peers:
+                others = _time_peers(images, size, dtype, repeat, tell, instances)
+                base = min(row.timing.median for row in others if row.part == MASK_RCNN)
+                rows += _told(_rows("", batch, others, base), tell)
+            for config in configs:
+                tell(f"{config.stem}, {batch} image{'s' * (batch > 1)}")
+                torch.compiler.reset()  # after 8 backbones torch would silently compile no more
+                subject = _Subject(config, images, sizes, dtype, compile)
+                instances[config.stem] = subject.instances()
+                rows += _told(_rows(config.stem, batch, subject.time(repeat), base), tell)
     return ModelReport(
-        machine=describe_machine(),
+        machine=machine,
         device=device.type,
         dtype=_name(dtype),
         size=size,
@@ -146,9 +149,7 @@ class _Subject:
             if compiled is not None:
                 prepared[FLOOR] = self._compiled_backbone(compiled)
                 prepared["network, compiled"] = lambda: self._fast(compiled)
-                prepared["network and post-process, compiled"] = lambda: self._finish(
-                    self._fast(compiled)
-                )
+                prepared[WHOLE] = lambda: self._finish(self._fast(compiled))
             if self.images.is_cuda:
                 return self._timed(eager, repeat, "eager") + self._timed(
                     {"backbone alone": eager["backbone alone"], **prepared}, repeat, "graph"
@@ -222,6 +223,7 @@ def _images(size: tuple[int, int], batch: int, device: torch.device) -> tuple[Te
 
 def _time_peers(
     images: Tensor,
+    size: tuple[int, int],
     dtype: torch.dtype,
     repeat: int,
     tell: Callable[[str], None],
@@ -234,7 +236,9 @@ def _time_peers(
         name = "tf32" if precision == torch.float32 and images.is_cuda else _name(precision)
         with torch.inference_mode(), tf32(True):
             tell(f"models of others, {name}, {len(images)} images")
-            calls: dict[str, Call] = {MASK_RCNN: (run := mask_rcnn_call(images, precision))}
+            # It pads by itself, and pastes its masks into what it was given.
+            run = mask_rcnn_call(images[..., : size[0], : size[1]], precision)
+            calls: dict[str, Call] = {MASK_RCNN: run}
             instances[f"{MASK_RCNN}, {name}"] = run()
             other = mask2former_call(images, precision)
             if other is not None:
@@ -262,6 +266,13 @@ def _rows(model: str, batch: int, timed: Sequence[_Timed], base: float | None) -
         )
         for row in timed
     ]
+
+
+def _told(rows: list[ModelRow], tell: Callable[[str], None]) -> list[ModelRow]:
+    """Pass rows on and tell them: a run that is cut short has said what it found."""
+    for row in rows:
+        tell(f"  {row.part}, {row.mode}, {row.dtype}: {row.timing.median:.2f} ms")
+    return rows
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -5,17 +5,34 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from unisolo.benchmark.goals import Goal
 from unisolo.benchmark.timing import Timing
 
-__all__ = ["FLOOR", "MASK2FORMER", "MASK_RCNN", "Mode", "ModelReport", "ModelRow", "model_table"]
+__all__ = [
+    "FLOOR",
+    "MASK2FORMER",
+    "MASK_RCNN",
+    "WHOLE",
+    "Mode",
+    "ModelReport",
+    "ModelRow",
+    "model_goals",
+    "model_table",
+]
 
 Mode = Literal["eager", "graph"]
 """Launched from Python, or replayed from a CUDA graph."""
 
 MASK_RCNN = "torchvision Mask R-CNN R50, end to end"
 MASK2FORMER = "HF Mask2Former R50, forward"
+WHOLE = "network and post-process, compiled"
 FLOOR = "backbone alone, compiled"
 """What a model can hardly be faster than: its backbone with folded norms, compiled."""
+
+FULL, SIZE = "coco_instance_r50_3x", (800, 1333)
+OF_FLOOR, OVER_MASK_RCNN = 2.8, 15.0
+"""Goals of this model with its post-process in one graph, one image in bfloat16: at most so many
+times the floor, and at least so many times as fast as Mask R-CNN."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,30 @@ class ModelReport:
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         return asdict(self)
+
+
+def model_goals(report: ModelReport) -> list[Goal]:
+    """Return the goals that a report answers; none for other sizes, precisions or devices.
+
+    Args:
+        report: Of any run.
+    """
+    goals: list[Goal] = []
+    if (report.device, report.dtype, report.size) != ("cuda", "bfloat16", SIZE):
+        return goals
+    for row in report.rows:
+        if (row.model, row.batch, row.part, row.mode) == (FULL, 1, WHOLE, "graph"):
+            goals += [
+                Goal(f"{WHOLE}: multiple of {FLOOR}, both graphs", row.of_floor, OF_FLOOR),
+                Goal(
+                    f"{WHOLE}, graph: {MASK_RCNN}, eager, over it",
+                    row.over_mask_rcnn,
+                    OVER_MASK_RCNN,
+                    at_least=True,
+                    unit=" x",
+                ),
+            ]
+    return goals
 
 
 def model_table(report: ModelReport) -> str:

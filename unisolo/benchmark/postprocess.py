@@ -12,6 +12,7 @@ from unisolo.benchmark.floor import Work, floors, measure_ceilings
 from unisolo.benchmark.gpu_timing import peak_bytes, tf32, time_on_gpu
 from unisolo.benchmark.machine import describe_machine
 from unisolo.benchmark.postprocess_checks import compare_answers, count_wrong
+from unisolo.benchmark.postprocess_goals import OURS
 from unisolo.benchmark.postprocess_report import (
     Mode,
     PostprocessReport,
@@ -33,7 +34,7 @@ from unisolo.benchmark.postprocess_ways import (
     reference_call,
 )
 from unisolo.benchmark.pruning import (
-    OURS,
+    OUR_NMS,
     WITHOUT_WAITING,
     PruningInputs,
     pruning_calls,
@@ -49,7 +50,7 @@ __all__ = ["measure_postprocess"]
 REFERENCE, REFERENCE_TF32, DEFINITION = "reference", "reference, TF32", "ours, torch"
 """Ways; the fastest reference is what the others are compared with."""
 
-TWINS = {"cpu": "ours, CPU", "triton": "ours, Triton"}
+TWINS = {"cpu": OURS["cpu"], "triton": OURS["cuda"]}
 CHANNELS = 256
 
 Call = Callable[[], Answer]
@@ -105,6 +106,7 @@ def measure_postprocess(
     pruning: list[PruningRow] = []
     wrong: dict[str, int] = {}
     with _settings(device, threads):
+        machine = describe_machine()  # of the device that is measured
         tell("measuring what the device does at most")
         ceilings = measure_ceilings(device, dtype, repeat)
         least: dict[int, dict[str, float]] = {}
@@ -129,7 +131,7 @@ def measure_postprocess(
                 pruning += _pruning_rows(name, inputs, repeat)
                 wrong[f"{name}, {count}"] = _wrong_intersections(scene, inputs)
     return PostprocessReport(
-        machine=describe_machine(),
+        machine=machine,
         device=device.type,
         threads=threads,
         dtype=str(dtype).removeprefix("torch."),
@@ -276,7 +278,7 @@ def _pruning_rows(scene: str, inputs: PruningInputs, repeat: int) -> list[Prunin
             way=name,
             mode=mode,
             timing=timing,
-            of_ours=_cost(timing, on_gpu) / _cost(timings[OURS], on_gpu),
+            of_ours=_cost(timing, on_gpu) / _cost(timings[OUR_NMS], on_gpu),
         )
         for mode, timings in modes.items()
         for name, timing in timings.items()

@@ -18,13 +18,16 @@ class Agreement:
 
     Attributes:
         kept: Instances that the chain kept.
-        same_order: Whether the same (cell, label) pairs were kept, in the same order.
-        score_difference: The largest; None where the pairs are not the same.
-        different_pixels: Of all masks at the image's size; None likewise.
+        same_set: Whether the same (cell, label) pairs were kept, in any order: two scores that are
+            equal but for rounding may change places.
+        same_order: Whether they came in the same order too.
+        score_difference: The largest of one pair; None where the pairs are not the same.
+        different_pixels: Of all masks at the image's size, pair by pair; None likewise.
         pixels: How many pixels these masks have.
     """
 
     kept: int
+    same_set: bool
     same_order: bool
     score_difference: float | None
     different_pixels: int | None
@@ -44,19 +47,30 @@ def compare_answers(reference: Answer, answer: Answer, width: int) -> Agreement:
     """
     answer = answer.filled(width)
     kept, pixels = len(reference.scores), reference.masks.numel()
-    same = len(answer.scores) == kept and bool(
-        ((answer.labels == reference.labels) & (answer.cells == reference.cells)).all()
+    first, second = _by_pair(reference), _by_pair(answer)
+    same_set = len(answer.scores) == kept and bool(
+        (
+            (reference.labels[first] == answer.labels[second])
+            & (reference.cells[first] == answer.cells[second])
+        ).all()
     )
-    if not same:
-        return Agreement(kept, False, None, None, pixels)
-    differences = (answer.scores - reference.scores).abs()
+    if not same_set:
+        return Agreement(kept, False, False, None, None, pixels)
+    differences = (answer.scores[second] - reference.scores[first]).abs()
     return Agreement(
         kept=kept,
-        same_order=True,
+        same_set=True,
+        same_order=torch.equal(first, second),
         score_difference=float(differences.max()) if kept else 0.0,
-        different_pixels=int((answer.masks != reference.masks).sum()),
+        different_pixels=int((answer.masks[second] != reference.masks[first]).sum()),
         pixels=pixels,
     )
+
+
+def _by_pair(answer: Answer) -> Tensor:
+    """Positions by cell, then label; no pair comes twice."""
+    labels = answer.labels.argsort(stable=True)
+    return labels[answer.cells[labels].argsort(stable=True)]
 
 
 def count_wrong(intersections: Tensor, masks: Tensor, labels: Tensor) -> int:

@@ -119,9 +119,9 @@ def _pruning(report: PostprocessReport) -> str:
 
 def _agreements(report: PostprocessReport) -> str:
     lines = [
-        "| scene | candidates | from | way | kept | same set and order | score difference | "
+        "| scene | candidates | from | way | kept | same set | same order | score difference | "
         "pixels that differ |",
-        "|" + "---|" * 8,
+        "|" + "---|" * 9,
     ]
     for row in report.rows:
         if row.mode == "eager":
@@ -132,9 +132,10 @@ def _agreements(report: PostprocessReport) -> str:
 
 def _agreement(found: Agreement) -> str:
     if found.score_difference is None:
-        return f"{found.kept} | NO | - | -"
+        return f"{found.kept} | NO | NO | - | -"
+    order = "yes" if found.same_order else "NO"
     return (
-        f"{found.kept} | yes | {found.score_difference:.1e} | "
+        f"{found.kept} | yes | {order} | {found.score_difference:.1e} | "
         f"{found.different_pixels} of {found.pixels}"
     )
 

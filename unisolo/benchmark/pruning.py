@@ -23,12 +23,12 @@ from unisolo.ops.boxes import masks_to_boxes
 from unisolo.ops.matrix_nms import matrix_nms
 from unisolo.ops.select import candidate_masks
 
-__all__ = ["OURS", "WITHOUT_WAITING", "PruningInputs", "pruning_calls", "pruning_inputs"]
+__all__ = ["OUR_NMS", "WITHOUT_WAITING", "PruningInputs", "pruning_calls", "pruning_inputs"]
 
-OURS = "Matrix NMS, ours"
+OUR_NMS = "Matrix NMS, ours"
 
 WITHOUT_WAITING = (
-    OURS,
+    OUR_NMS,
     "Matrix NMS, reference style",
     "IoU matrix alone, float product",
     "fast NMS",
@@ -89,7 +89,7 @@ def pruning_calls(inputs: PruningInputs) -> dict[str, Callable[[], object]]:
             return reference_nms(masks.float(), labels, scores, areas)
 
     return {
-        OURS: lambda: matrix_nms(masks, labels, scores),
+        OUR_NMS: lambda: matrix_nms(masks, labels, scores),
         "Matrix NMS, reference style": reference,
         "IoU matrix alone, float product": iou,
         "fast NMS": lambda: fast_nms(iou(), labels, scores),

@@ -7,10 +7,12 @@ optimiser, the precision, the gradient's norm and the one look at whether it is 
 from __future__ import annotations
 
 import gc
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,10 @@ import torch
 from torch import nn
 
 from unisolo.benchmark.crowded import CrowdedShapes
+from unisolo.benchmark.gpu_timing import tf32
 from unisolo.benchmark.machine import describe_machine
 from unisolo.benchmark.mask_rcnn import build_mask_rcnn, mask_rcnn_inputs
+from unisolo.benchmark.train_report import PEER, TrainReport, TrainRow
 from unisolo.build import build_dataset, build_grid, with_grid
 from unisolo.config import Config, load_config
 from unisolo.data.cache import keep_in_memory
@@ -35,72 +39,10 @@ from unisolo.models import TimmBackbone
 from unisolo.structures import Batch
 from unisolo.tasks import get_task
 
-__all__ = ["TrainReport", "TrainRow", "measure_training", "train_table"]
-
-PEER = "torchvision Mask R-CNN"
+__all__ = ["measure_training"]
 
 SCENES = 64
 """Generated images; with 16 to a batch every image comes again after four steps."""
-
-
-@dataclass(frozen=True)
-class TrainRow:
-    """One model's training.
-
-    Attributes:
-        recipe: Name of the configuration file, without its ending.
-        backbone: timm name.
-        model: "unisolo" or `PEER`.
-        image_size: Short side in pixels.
-        batch_size: Images per step.
-        steps: Steps that were timed.
-        objects: Mean number of objects per image in them.
-        images_per_second: Of all time, waiting for data included.
-        step_ms: Milliseconds per step, waiting included.
-        data_share: Share of the time that the device had to wait for data, at most.
-        peak_gib: Most memory of torch's allocator, GiB; None without CUDA.
-        ratio: Images per second over the peer's; None for the peer.
-    """
-
-    recipe: str
-    backbone: str
-    model: str
-    image_size: int
-    batch_size: int
-    steps: int
-    objects: float
-    images_per_second: float
-    step_ms: float
-    data_share: float
-    peak_gib: float | None
-    ratio: float | None
-
-
-@dataclass(frozen=True)
-class TrainReport:
-    """All rows and what they were measured on.
-
-    Attributes:
-        machine: See `describe_machine`.
-        device: Type of the device that trained.
-        precision: Compute dtype.
-        data: What was trained on.
-        workers: Loader processes.
-        compiled: Whether unisolo's network was compiled (`train.compile`); the peer never is.
-        rows: In the order they were measured.
-    """
-
-    machine: dict[str, Any]
-    device: str
-    precision: str
-    data: str
-    workers: int
-    compiled: bool
-    rows: tuple[TrainRow, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
-        return asdict(self)
 
 
 def measure_training(
@@ -137,37 +79,35 @@ def measure_training(
         ConfigError: If a file is not a configuration.
         ValueError: If a number is out of range, or the data cannot be used.
     """
-    if min(steps, batch_size) < 1 or warm_up < 0:
-        raise ValueError(f"steps and batch size must be at least 1, got {steps} and {batch_size}")
+    if not recipes:
+        raise ValueError("at least one recipe is needed")
+    if min(steps, batch_size) < 1 or min(warm_up, workers) < 0:
+        raise ValueError(
+            f"steps and batch size must be at least 1, steps before them and loader processes at "
+            f"least 0, got {steps}, {batch_size}, {warm_up} and {workers}"
+        )
     place = resolve_device(device)
     world = World(rank=0, size=1, device=place)
     rows: list[TrainRow] = []
-    compiled = False
-    for recipe in recipes:
-        with tempfile.TemporaryDirectory(prefix="unisolo-benchmark-") as folder:
-            settings = _settings(
-                recipe, overrides, data, batch_size, image_size, workers, Path(folder), place
-            )
-            dataset = _dataset(settings, Path(folder))
-            if settings.data.cache == "ram":
-                keep_in_memory(dataset, settings.data.cache_gib, tell)
-            compiled = settings.train.compile
-            job = _Job(recipe.stem, settings, world, dataset, warm_up, steps)
-            tell(f"{recipe.stem}: training unisolo")
-            own = _measure_own(job)
-            _free()
-            tell(f"{recipe.stem}: training {PEER}")
-            peer = _measure_peer(job)
-            ratio = own.images_per_second / peer.images_per_second
-            rows += [TrainRow(**{**asdict(own), "ratio": ratio}), peer]
-        _free()
+    with torch.cuda.device(place) if place.type == "cuda" else nullcontext():
+        machine = describe_machine()  # of the device that is measured
+        for recipe in recipes:
+            with tempfile.TemporaryDirectory(prefix="unisolo-benchmark-") as folder:
+                settings = _settings(
+                    recipe, overrides, data, batch_size, image_size, workers, Path(folder), place
+                )
+                dataset = _dataset(settings, Path(folder))
+                if settings.data.cache == "ram":
+                    keep_in_memory(dataset, settings.data.cache_gib, tell)
+                rows += _pair(_Job(recipe.stem, settings, world, dataset, warm_up, steps), tell)
     return TrainReport(
-        machine=describe_machine(),
+        machine=machine,
         device=place.type,
-        precision=str(resolve_precision("auto", place)).removeprefix("torch."),
+        # As the recipes end up, not as was asked for: `overrides` may say otherwise.
+        precision=str(resolve_precision(settings.train.precision, place)).removeprefix("torch."),
         data="generated crowded images" if data is None else str(data),
-        workers=workers,
-        compiled=compiled,
+        workers=settings.data.workers,
+        compiled=settings.train.compile,
         rows=tuple(rows),
     )
 
@@ -239,6 +179,24 @@ class _Job:
     steps: int
 
 
+def _pair(job: _Job, tell: Callable[[str], None]) -> list[TrainRow]:
+    """Measure both models; each is told as soon as it is known."""
+    rows: list[TrainRow] = []
+    for model, measure in (("unisolo", _measure_own), (PEER, _measure_peer)):
+        tell(f"{job.recipe}: training {model}")
+        try:
+            rows.append(measure(job))
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(
+                f"{model} runs out of GPU memory with {job.config.train.batch_size} images in a "
+                "step: a smaller --batch needs less, for both"
+            ) from error
+        _free()
+        tell(f"  {rows[-1].images_per_second:.3g} images/s, {rows[-1].data_share:.1%} waiting")
+    own, peer = rows
+    return [replace(own, ratio=own.images_per_second / peer.images_per_second), peer]
+
+
 def _measure_own(job: _Job) -> TrainRow:
     task = get_task(job.config.task)(job.dataset.categories)
     run = prepare(job.config, job.world, task, len(job.dataset), load_backbone=False)
@@ -246,7 +204,7 @@ def _measure_own(job: _Job) -> TrainRow:
 
     def step(batches: list[Batch], meanwhile: Callable[[], object]) -> None:
         train_step(run, batches, meanwhile)
-        run.step += 1
+        run.advance(0.0)  # without a clock of its own
 
     return _measure(job, "unisolo", step)
 
@@ -262,6 +220,7 @@ def _measure_peer(job: _Job) -> TrainRow:
     model.to(device).to(memory_format=torch.channels_last).train()
     optimizer = build_optimizer(model, job.config.train)
     dtype = resolve_precision(job.config.train.precision, device)
+    limit = job.config.train.clip_norm or math.inf
 
     def step(batches: list[Batch], meanwhile: Callable[[], object]) -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -271,12 +230,14 @@ def _measure_peer(job: _Job) -> TrainRow:
                 losses = model(images, targets)
             total = torch.stack([loss.float() for loss in losses.values()]).sum()
             torch.autograd.backward(total / len(batches))
-        norm = nn.utils.clip_grad_norm_(model.parameters(), job.config.train.clip_norm)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
         meanwhile()
         if bool(norm.isfinite()):
             optimizer.step()
 
-    return _measure(job, PEER, step)
+    # As `train_step` does: products that stay float32 may use tensor cores in 16-bit training.
+    with tf32(True) if dtype != torch.float32 else nullcontext():
+        return _measure(job, PEER, step)
 
 
 def _measure(
@@ -329,36 +290,3 @@ def _free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def train_table(report: TrainReport) -> str:
-    """Make one table of all rows, below what they have in common."""
-    place = {"cuda": "the GPU", "cpu": "the processor: no CUDA device here"}
-    head = (
-        f"Trained on {place.get(report.device, report.device)}, {report.precision}, "
-        f"{report.data}, {report.workers} loader processes"
-        f"{', unisolo compiled' if report.compiled else ''}; the peer is eager.\n\n"
-    )
-    lines = [
-        "| recipe | backbone | model | short side | batch | objects per image | images/s | of "
-        "Mask R-CNN | ms per step | waiting for data | peak GiB |",
-        "|" + "---|" * 11,
-    ]
-    return head + "\n".join(lines + [_line(row) for row in report.rows])
-
-
-def _line(row: TrainRow) -> str:
-    cells = [
-        row.recipe,
-        row.backbone,
-        row.model,
-        str(row.image_size),
-        str(row.batch_size),
-        f"{row.objects:.0f}",
-        f"{row.images_per_second:.3g}",
-        "-" if row.ratio is None else f"{row.ratio:.2f} x",
-        f"{row.step_ms:.0f}",
-        f"{row.data_share:.1%}",
-        "-" if row.peak_gib is None else f"{row.peak_gib:.1f}",
-    ]
-    return f"| {' | '.join(cells)} |"

@@ -27,7 +27,12 @@ def evaluate(
     debug: DebugOption = False,
 ) -> None:
     """Time AP and PQ of generated results against pycocotools and panopticapi."""
-    from unisolo.benchmark.evaluate import evaluate_table, measure_evaluation
+    from unisolo.benchmark.evaluate import (
+        evaluate_goals,
+        evaluate_table,
+        failed_checks,
+        measure_evaluation,
+    )
 
     report = measure_evaluation(
         images=images,
@@ -35,4 +40,10 @@ def evaluate(
         seed=seed,
         tell=lambda text: typer.echo(text, err=True),
     )
-    show(report.to_json(), evaluate_table(report), json_file)
+    show(
+        report.to_json(),
+        evaluate_table(report),
+        json_file,
+        goals=evaluate_goals(report),
+        failed=failed_checks(report),
+    )

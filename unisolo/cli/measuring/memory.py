@@ -43,7 +43,7 @@ def memory(
     """Peak memory of the post-process on a crowded image, and of the reference's order."""
     import torch
 
-    from unisolo.benchmark.memory import Crowd, measure_memory, memory_table
+    from unisolo.benchmark.memory import Crowd, measure_memory, memory_goals, memory_table
 
     on_gpu = torch.cuda.is_available() and not cpu
     side = image if image is not None else (4096 if on_gpu else 2048)
@@ -70,4 +70,4 @@ def memory(
     except RuntimeError as error:  # a measuring process failed; its last line is in the message
         remark(f"error: {error}", "red")
         raise typer.Exit(1) from None
-    show(report.to_json(), memory_table(report), json_file)
+    show(report.to_json(), memory_table(report), json_file, goals=memory_goals(report))

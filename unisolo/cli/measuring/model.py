@@ -76,7 +76,7 @@ def model(
     import torch
 
     from unisolo.benchmark.model import measure_models
-    from unisolo.benchmark.model_report import model_table
+    from unisolo.benchmark.model_report import model_goals, model_table
     from unisolo.devices import resolve_device
 
     if device == "auto" and not torch.cuda.is_available():
@@ -97,7 +97,7 @@ def model(
         peers=not no_peers,
         tell=lambda text: typer.echo(text, err=True),
     )
-    show(report.to_json(), model_table(report), json_file)
+    show(report.to_json(), model_table(report), json_file, goals=model_goals(report))
 
 
 def _own_models(names: tuple[str, ...]) -> list[Path]:

@@ -60,6 +60,7 @@ def postprocess(
     import torch
 
     from unisolo.benchmark.postprocess import measure_postprocess
+    from unisolo.benchmark.postprocess_goals import failed_checks, postprocess_goals
     from unisolo.benchmark.postprocess_tables import postprocess_tables
     from unisolo.benchmark.scenes import SCENES
     from unisolo.devices import resolve_device, resolve_precision
@@ -77,4 +78,10 @@ def postprocess(
         threads=threads,
         tell=lambda text: typer.echo(text, err=True),
     )
-    show(report.to_json(), postprocess_tables(report), json_file)
+    show(
+        report.to_json(),
+        postprocess_tables(report),
+        json_file,
+        goals=postprocess_goals(report),
+        failed=failed_checks(report),
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -65,7 +64,9 @@ def train(
     debug: DebugOption = False,
 ) -> None:
     """Time training steps, loader included, and those of Mask R-CNN on the same backbone."""
-    from unisolo.benchmark.train import measure_training, train_table
+    from unisolo.benchmark.machine import usable_cores
+    from unisolo.benchmark.train import measure_training
+    from unisolo.benchmark.train_report import train_goals, train_table
     from unisolo.devices import resolve_device
 
     usual = GPU if resolve_device(device).type == "cuda" else PROCESSOR
@@ -76,12 +77,12 @@ def train(
         steps=_given(steps, usual["steps"]) or 0,
         warm_up=_given(warm_up, usual["warm_up"]) or 0,
         image_size=_given(size, usual["size"]),
-        workers=min(16, max(0, (os.cpu_count() or 1) - 2)) if workers is None else workers,
+        workers=min(16, max(0, usable_cores() - 2)) if workers is None else workers,
         overrides=settings or (),
         device=device,
         tell=lambda text: typer.echo(text, err=True),
     )
-    show(report.to_json(), train_table(report), json_file)
+    show(report.to_json(), train_table(report), json_file, goals=train_goals(report))
 
 
 def _given(value: int | None, usual: int | None) -> int | None:
