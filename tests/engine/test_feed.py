@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_model import tiny_config
+from torch.utils.data import dataloader
 
 from unisolo.build import build_dataset, build_grid, with_grid
 from unisolo.data.shapes import generate_shapes
@@ -70,6 +72,16 @@ def test_a_batch_is_one_piece_of_memory(workers: int, tmp_path: Path) -> None:
     (batch,) = feed_for(tmp_path, "train.batch_size=6", f"data.workers={workers}").take(0)
     pieces = {tensor.untyped_storage().data_ptr() for tensor in tensors_of(batch)}
     assert len(batch.targets) == 6 and len(pieces) == 1
+
+
+def test_a_dead_thread_of_the_loader_means_a_killed_process(tmp_path: Path) -> None:
+    # Only with a GPU is there one; a process that dies while it hands over a batch ends it.
+    message = "Pin memory thread exited unexpectedly"
+    assert message in inspect.getsource(dataloader)
+    feed = feed_for(tmp_path, "data.workers=1")
+    assert feed._means_killed(RuntimeError(message))
+    assert not feed._means_killed(RuntimeError("Caught ImageError in pin memory thread"))
+    assert not feed_for(tmp_path, "data.workers=0")._means_killed(RuntimeError(message))
 
 
 def tensors_of(batch: Batch) -> list[torch.Tensor]:

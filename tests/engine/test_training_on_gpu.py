@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import warnings
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import pytest
 import torch
 from assign_twin import TINY_GRID, make_target, rectangles
 from tiny_model import tiny_config
+from train_process import differences, lasting, newest
+from train_process import run as run_process
 
 from unisolo.build import build_dataset, build_grid, with_grid
 from unisolo.config import Config
@@ -111,6 +115,50 @@ def test_batches_that_were_copied_ahead_are_whole(shapes: Path, tmp_path: Path) 
         check_equal(found, wanted)
         del found
     assert feed.waited() > 0
+
+
+def test_without_room_the_next_step_copies_its_batch(shapes: Path, tmp_path: Path) -> None:
+    config = config_for(shapes, tmp_path)
+    run, feed, _ = run_for(config)
+    _, plain, _ = run_for(config)
+    run.forward.train()
+    train_step(run, feed.take(0))
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.0)  # nothing more is given
+    try:
+        feed.prepare(1)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    (found,) = feed.take(1)
+    plain.take(0)
+    check_equal(found, plain.take(1)[0])
+    assert not found.images.is_cuda
+    assert not train_step(run, [found]).skipped
+
+
+def test_a_killed_loader_process_is_started_again(shapes: Path, tmp_path: Path) -> None:
+    config = config_for(shapes, tmp_path, "data.workers=2")
+    _, feed, said = run_for(config)
+    _, plain, _ = run_for(config)
+    for step in range(9):
+        (found,) = feed.take(step)
+        check_equal(found, plain.take(step)[0])
+        if step % 3 == 0:  # it dies in the middle of handing a batch over, or between two
+            os.kill(feed._batches._workers[step % 2].pid, signal.SIGKILL)
+        feed.prepare(step + 1)
+    assert said and all("a loader process was killed" in sentence for sentence in said)
+
+
+def test_a_deterministic_run_gives_the_same_bits(shapes: Path, tmp_path: Path) -> None:
+    # Processes of their own: torch looks for cuBLAS's setting at the first product of matrices.
+    settings = ("train.device=cuda", "train.deterministic=true", "train.steps=4")
+    outs = [tmp_path / name for name in ("first", "second")]
+    for out in outs:
+        run_process(out, shapes, *settings, "train.precision=bf16", "data.workers=1")
+    assert differences(newest(outs[0]), newest(outs[1])) == []
+    assert [row for row in lasting(outs[0]) if "loss" in row] == [
+        row for row in lasting(outs[1]) if "loss" in row
+    ]
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "adamw"])

@@ -229,7 +229,8 @@ def _what_was_big(run: Run, batches: Sequence[Batch]) -> str:
         for meta, target in zip(batch.metas, batch.targets, strict=True)
     }
     crowded = max(objects, key=lambda image_id: objects[image_id])
-    pairs = max(int(_counts(run, batch)["loss_mask"]) for batch in batches)
+    # On the CPU: the device may have no room left even for a sum.
+    pairs = max(int(_counts(run, batch.to("cpu"))["loss_mask"]) for batch in batches)
     where = str(run.world.device)
     if run.world.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(run.world.device) / 2**30
