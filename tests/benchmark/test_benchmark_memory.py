@@ -28,7 +28,7 @@ SMALL = Crowd(
 def test_memory_that_is_given_back_counts_and_what_was_held_does_not():
     held = torch.ones(10 * MIB, dtype=torch.uint8)
     taken = peak_resident_bytes(lambda: torch.ones(64 * MIB, dtype=torch.uint8).amax())
-    assert 64 * MIB <= taken < 80 * MIB
+    assert 63 * MIB <= taken < 80 * MIB  # Linux counts pages in batches for each processor
     assert peak_resident_bytes(lambda: held) < 8 * MIB
     assert free_bytes() > 0
 
