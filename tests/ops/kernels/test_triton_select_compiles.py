@@ -46,6 +46,8 @@ def check(calls: str, capability: int, shared: int | None = None) -> set[str]:
     for kernel in compiled:
         assert kernel.spilled == 0, (kernel.name, kernel.registers)
         assert kernel.shared <= (shared or SHARED_LIMIT[capability]), kernel.name
+        # What an atomic makes is read by a later kernel: no fences inside.
+        assert "acq_rel" not in kernel.ptx, kernel.name
     return {kernel.name for kernel in compiled}
 
 

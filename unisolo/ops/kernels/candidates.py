@@ -175,13 +175,14 @@ def _suppress(  # type: ignore[no-untyped-def]
     highest = tl.maximum(tl.maximum(highest, beside), corner)
     own = tl.where(own >= highest, own, 0.0)
     tl.store(left_ptr + image * num_pairs + pairs, own, mask=exists)
+    # The next kernel sees all counts whatever the order of memory inside this one: no fences.
     # What is no pair counts in the first step, whose number is never looked at.
     counts = tl.histogram(_step(own.to(tl.int32, bitcast=True)), STEPS)
     steps = tl.arange(0, STEPS)
-    tl.atomic_add(state_ptr + steps, counts, mask=counts > 0)
+    tl.atomic_add(state_ptr + steps, counts, mask=counts > 0, sem="relaxed")
     passing = tl.sum((exists & (own > threshold)).to(tl.int32), 0)
     if passing > 0:
-        tl.atomic_add(state_ptr + STEPS + 1, passing)
+        tl.atomic_add(state_ptr + STEPS + 1, passing, sem="relaxed")
 
 
 @jit
@@ -213,7 +214,7 @@ def _list(  # type: ignore[no-untyped-def]
     found = (exists & (_step(bits) >= last_step)).to(tl.int32)
     number = tl.sum(found, 0)
     if number > 0:
-        start = tl.atomic_add(state_ptr + STEPS, number)
+        start = tl.atomic_add(state_ptr + STEPS, number, sem="relaxed")
         to = image * num_pairs + start + tl.cumsum(found, 0) - found
         tl.store(listed_ptr + to, bits, mask=found != 0)
         tl.store(places_ptr + to, pairs, mask=found != 0)

@@ -157,7 +157,7 @@ def _list_pairs(  # type: ignore[no-untyped-def]
         found = tl.sum(flags, 0)
         if found > 0:
             # Where in the list depends on which program comes first; what it leads to does not.
-            start = tl.atomic_add(lengths_ptr + image, found)
+            start = tl.atomic_add(lengths_ptr + image, found, sem="relaxed")
             place = start + tl.cumsum(flags, 0) - flags
             tl.store(pairs_ptr + image.to(tl.int64) * capacity + place, codes, mask=flags > 0)
 

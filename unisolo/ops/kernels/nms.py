@@ -25,11 +25,12 @@ from unisolo.ops.matrix_nms import NmsKernel, check_instances
 
 __all__ = ["Kept", "decay_scores", "keep_best", "keep_top", "matrix_nms"]
 
-OWN = 4
-"""Candidates per program: enough programs for all of a GPU's processors at 500 candidates."""
+OWN = 2
+"""Candidates per program: enough programs for all of a GPU's processors at 300 candidates."""
 
-OTHERS = 256
-"""Candidates that each is compared with at a time."""
+OTHERS = 512
+"""Candidates that each is compared with at a time: the usual 500 in one turn, since a turn waits
+for memory twice (the labels, then the intersections where they are equal)."""
 
 SMALLEST = tl.constexpr(torch.finfo(torch.float32).tiny)
 
