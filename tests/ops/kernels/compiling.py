@@ -66,14 +66,16 @@ def compile_kernels(kernels: list[Kernel], capability: int = 90) -> list[Compile
 def compile_calls(program: str, capability: int = 90) -> list[Compiled]:
     """Run a program whose kernels are compiled where they are launched, and not executed.
 
-    What a launcher makes of its arguments is checked with it; results are whatever memory held.
+    A written signature says nothing of the call: an argument that is missing, of a type that the
+    launcher cannot bind, or a grid that is none. Here Triton's own launcher takes the real
+    arguments and stops before the driver would start the kernel; results are whatever memory held.
 
     Args:
-        program: Python, with tensors of the CPU.
+        program: Python, with tensors of the CPU; `torch` is there.
         capability: Of the GPU that is not there.
 
     Returns:
-        Every kernel in every form it was launched in.
+        The kernel of every launch, in order; one that is launched again is there again.
     """
     return _in_another_process("calls", program, capability)
 
@@ -118,6 +120,7 @@ def _compile(kernel: Kernel, capability: int) -> Compiled:
 
 
 def _compile_calls(program: str, capability: int) -> list[Compiled]:
+    import torch
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
@@ -132,7 +135,7 @@ def _compile_calls(program: str, capability: int) -> list[Compiled]:
         def get_current_stream(self, device: int) -> int:
             return 0
 
-    found: dict[int, tuple[str, Any]] = {}
+    launched: list[tuple[str, Any]] = []
     run = JITFunction.run
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
@@ -140,12 +143,14 @@ def _compile_calls(program: str, capability: int) -> list[Compiled]:
         if not all(0 < size < (2**31, 2**16, 2**16)[axis] for axis, size in enumerate(sizes)):
             raise ValueError(f"{self.__name__} cannot be launched on a grid of {sizes}")
         made = run(self, *args, grid=grid, warmup=True, **options)
-        found[id(made)] = (self.__name__, made)
+        launched.append((self.__name__, made))
 
     driver.set_active(AbsentGpu())
     JITFunction.run = compile_only
-    exec(compile(program, "program", "exec"), {})
-    return [_read(name, made) for name, made in found.values()]
+    exec(compile(program, "program", "exec"), {"torch": torch})
+    different = {id(made): (name, made) for name, made in launched}
+    read = {key: _read(name, made) for key, (name, made) in different.items()}
+    return [read[id(made)] for _, made in launched]
 
 
 def _read(name: str, made: Any) -> Compiled:

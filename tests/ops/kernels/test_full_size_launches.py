@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from binding import launches
+from compiling import compile_calls
 
 pytestmark = pytest.mark.slow
+
+
+def launches(program: str) -> list[str]:
+    """Names of the kernels that a program launches, in order."""
+    return [kernel.name for kernel in compile_calls(program)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
