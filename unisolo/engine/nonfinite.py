@@ -158,16 +158,20 @@ def _finite(value: Tensor) -> bool:
 
 
 def _packed(batch: Batch) -> dict[str, Any]:
-    """A batch as plain values, which `torch.load(weights_only=True)` reads."""
+    """A batch as plain values, which `torch.load(weights_only=True)` reads.
+
+    Copies, because `torch.save` takes no tensors of several dtypes that are parts of one block.
+    """
     return {
-        "images": batch.images,
-        "image_sizes": batch.image_sizes,
+        "images": batch.images.clone(),
+        "image_sizes": batch.image_sizes.clone(),
         "metas": [
             [meta.image_id, meta.file_name, list(meta.orig_size), list(meta.input_size)]
             for meta in batch.metas
         ],
         "targets": [
-            [t.labels, t.boxes, t.object_map, t.crowd_map, t.stuff_map] for t in batch.targets
+            [t.labels, t.boxes, t.object_map, t.crowd_map, t.stuff_map]
+            for t in (target.each(torch.clone) for target in batch.targets)
         ],
     }
 
