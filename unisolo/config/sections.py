@@ -174,6 +174,10 @@ class TrainConfig(_Section):
     """Length in passes over the data; `steps` wins when both are given."""
     steps: int | None = Field(default=None, ge=1)
     """Length in optimiser steps."""
+    max_minutes: float | None = Field(default=None, gt=0)
+    """Minutes of training steps, evaluations and saving not counted, after which the run ends if
+    `epochs` or `steps` has not ended it before. Schedule and warm-up then follow whichever share is
+    further on, of the steps or of the minutes."""
     batch_size: int = Field(default=16, ge=1)
     """Images per optimiser step, over all processes and accumulated parts."""
     accumulate: int = Field(default=1, ge=1)
@@ -198,6 +202,8 @@ class TrainConfig(_Section):
     """Fractions of the run after which multistep divides the learning rate by 10."""
     warmup_steps: int = Field(default=500, ge=0)
     """Steps over which the learning rate rises to its value."""
+    warmup_share: float | None = Field(default=None, ge=0, le=0.5)
+    """Instead of `warmup_steps`: the share of the run; what to give with `max_minutes`."""
     warmup_ratio: float = Field(default=0.01, ge=0, le=1)
     """Share of the learning rate that the first step has."""
     clip_norm: float = Field(default=35.0, ge=0)

@@ -21,8 +21,9 @@ class RunLogger:
 
     Args:
         out: Folder for `log.jsonl` and `tensorboard/`.
-        total_steps: Length of the run.
+        total_steps: Length of the run, unless the clock ends it before.
         start_step: Steps done before (resumed runs).
+        start_done: Likewise, as `Run.done` counts.
         evaluated: Step of the last evaluation done before; -1 = none.
         active: Whether this process writes.
         tensorboard: Whether to write TensorBoard event files as well.
@@ -34,13 +35,14 @@ class RunLogger:
         *,
         total_steps: int,
         start_step: int = 0,
+        start_done: float = 0,
         evaluated: int = -1,
         active: bool = True,
         tensorboard: bool = True,
     ) -> None:
         self.active = active
         self.total_steps = total_steps
-        self._start_step = start_step
+        self._start_done = start_done
         self._start_time = time.monotonic()
         self._progress: Any = None
         self._writer: Any = None
@@ -55,7 +57,7 @@ class RunLogger:
             self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=start_step + 1)
         if sys.stderr.isatty():
             self._progress = progress_bar("{task.description}")
-            self._task = self._progress.add_task("train", total=total_steps, completed=start_step)
+            self._task = self._progress.add_task("train", total=total_steps, completed=start_done)
             self._progress.start()
 
     def __enter__(self) -> RunLogger:
@@ -83,10 +85,10 @@ class RunLogger:
         else:
             print(text, flush=True)
 
-    def advance(self, step: int) -> None:
-        """Move the progress bar."""
+    def advance(self, done: float) -> None:
+        """Move the progress bar to `Run.done`."""
         if self._progress is not None:
-            self._progress.update(self._task, completed=step)
+            self._progress.update(self._task, completed=done)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record numbers of a step in `log.jsonl` and TensorBoard."""
@@ -103,12 +105,19 @@ class RunLogger:
                 tag = name if "/" in name else f"train/{name}"
                 self._writer.add_scalar(tag, value, step)
 
-    def line(self, step: int, values: dict[str, float]) -> None:
-        """Record and print one training step: losses, rate, speed, memory and time left."""
+    def line(self, step: int, values: dict[str, float], *, done: float) -> None:
+        """Record and print one training step: losses, rate, speed, memory and time left.
+
+        Args:
+            step: Steps done.
+            values: Numbers by name.
+            done: `Run.done`, from which the time left follows.
+        """
         if not self.active:
             return
-        done = max(step - self._start_step, 1)
-        left = (time.monotonic() - self._start_time) / done * (self.total_steps - step)
+        elapsed = time.monotonic() - self._start_time
+        # Coarse clocks may stand still during a step.
+        left = elapsed / max(done - self._start_done, 1e-9) * (self.total_steps - done)
         self.log(step, {**values, "seconds_left": left})
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.say(f"step {step}/{self.total_steps}  {shown}  left {_duration(left)}")

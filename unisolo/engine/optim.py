@@ -64,11 +64,16 @@ def build_optimizer(model: UniSolo, config: TrainConfig) -> torch.optim.Optimize
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> Any:
-    """Build a timm schedule over `steps` optimiser steps; call `step_update(step)` after each."""
+    """Build a timm schedule over `steps` optimiser steps; call `step_update(step)` after each.
+
+    In a run that follows the clock `step` is a share of `steps` and need not be whole.
+    """
     from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 
     lr = scaled_lr(config)
     warmup = min(config.warmup_steps, max(steps // 2, 0))
+    if config.warmup_share is not None:
+        warmup = round(config.warmup_share * steps)
     shared = {
         "warmup_t": warmup,
         "warmup_lr_init": lr * config.warmup_ratio,

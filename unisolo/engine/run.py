@@ -41,12 +41,12 @@ class Run:
         forward: What is called: the network, compiled (`train.compile`) or in its data-parallel
             wrapper or both.
         optimizer: From timm.
-        schedule: From timm; follows `step`.
+        schedule: From timm; follows `done`.
         scaler: Loss scale; acts in fp16 only.
         ema: timm's averaged copy, or None.
         dtype: Compute dtype.
         loss_weights: Weight of each loss in the sum.
-        total_steps: Length of the run.
+        total_steps: Length of the run, unless the clock ends it before.
         step: Steps done.
         skipped: Steps among them that were left out because they were not finite.
         seconds: Wall-clock of the steps, evaluation excluded.
@@ -73,6 +73,42 @@ class Run:
     evaluated: int = -1
     metrics: dict[str, float] = field(default_factory=dict)
     best: float = -math.inf
+
+    @property
+    def clock_share(self) -> float:
+        """Share of `train.max_minutes` that is over; 0 without it."""
+        minutes = self.config.train.max_minutes
+        return 0.0 if minutes is None else min(self.seconds / (60 * minutes), 1.0)
+
+    @property
+    def done(self) -> float:
+        """Where the run stands, in steps: those done, or of all steps the share of the clock."""
+        return max(self.step, self.clock_share * self.total_steps)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last step is done or the clock has run out."""
+        return self.step >= self.total_steps or self.clock_share >= 1
+
+    def advance(self, seconds: float) -> None:
+        """Count a step that took so many seconds; the learning rate follows.
+
+        All processes must call this together: with a clock, the main one's time is everybody's.
+        """
+        self.step += 1
+        self.seconds += seconds
+        if self.config.train.max_minutes is not None:
+            self.seconds = self.world.from_main(self.seconds)
+        self.schedule.step_update(self.done)
+
+    def ending(self) -> str:
+        """Say what ended the run."""
+        if self.step >= self.total_steps:
+            return f"ended after its {self.step} steps, {self.seconds:.0f} s of training"
+        return (
+            f"ended by train.max_minutes={self.config.train.max_minutes:g} after step {self.step} "
+            f"of {self.total_steps}, {self.seconds:.0f} s of training"
+        )
 
     @property
     def averaged(self) -> UniSolo:
@@ -113,7 +149,9 @@ def prepare(
     steps = settings.steps
     if steps is None:
         if settings.epochs is None:
-            raise ConfigError("give train.epochs or train.steps")
+            raise ConfigError(
+                "give train.epochs or train.steps; train.max_minutes may end it earlier"
+            )
         steps = max(1, round(settings.epochs * num_images / settings.batch_size))
     unknown = set(settings.loss_weights) - set(task.loss_weights)
     if unknown:
@@ -207,7 +245,7 @@ def restore(run: Run, state: dict[str, Any], path: Path) -> None:
         run.step = state["step"]
         for name in ("skipped", "seconds", "evaluated", "metrics", "best"):
             setattr(run, name, state[name])
-        run.schedule.step_update(run.step)
+        run.schedule.step_update(run.done)
         if run.world.rank < len(state["random"]):
             restore_random_state(state["random"][run.world.rank])
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
@@ -249,3 +287,9 @@ def introduce(run: Run, train_set: Any, val_set: Any, log: RunLogger) -> None:
         f"{scaled_lr(settings):.3g} = {settings.lr:g} x {settings.batch_size} / "
         f"{settings.lr_batch_size}"
     )
+    if settings.max_minutes is not None:
+        log.say(
+            f"train.max_minutes={settings.max_minutes:g}: the run ends after as many minutes of "
+            f"training steps, {60 * settings.max_minutes - run.seconds:.0f} s from now, or after "
+            "its last step, whichever is first; the learning rate follows the same share"
+        )

@@ -52,7 +52,7 @@ def train_step(
     scale waits again.)
 
     Args:
-        run: Its weights are changed; `run.step` is not.
+        run: Its weights are changed; `run.step` and the learning rate are not (see `Run.advance`).
         batches: `train.accumulate` batches, from the loader or on the device already.
         meanwhile: Called once the gradient has been asked for, while the device computes it.
 
@@ -86,7 +86,6 @@ def train_step(
     else:
         run.scaler.step(run.optimizer)
     run.scaler.update()
-    run.schedule.step_update(run.step + 1)
     if run.ema is not None and not (bad_loss or bad_norm):
         run.ema.update(run.model, step=run.step)
     return StepResult(losses, norm, skipped=bad_loss or bad_norm)

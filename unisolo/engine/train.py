@@ -127,6 +127,7 @@ def train(
             config.train.out,
             total_steps=run.total_steps,
             start_step=run.step,
+            start_done=run.done,
             evaluated=run.evaluated,
             active=world.is_main,
             tensorboard=config.train.tensorboard,
@@ -215,22 +216,23 @@ def _loop(
     while True:
         if _evaluation_is_due(run):
             begin = time.monotonic()
-            if run.step == run.total_steps:
+            if run.is_over:
                 feed.close()
                 log.say(meter.sentence())
+                if settings.max_minutes is not None:
+                    log.say(run.ending())
             _evaluate(run, val_set, log, stop, noted)
             save(run)  # metrics and the best score are part of the state
             meter.leave_out(time.monotonic() - begin)
-        if run.step == run.total_steps:
+        if run.is_over:
             return
         begin = time.monotonic()
         batches = feed.take(run.step)
         result = train_step(run, batches, partial(feed.prepare, run.step + 1))
-        run.step += 1
-        run.seconds += time.monotonic() - begin
+        run.advance(time.monotonic() - begin)
         meter.add(waited=feed.waited())
-        log.advance(run.step)
-        if run.step % settings.log_every == 0 or run.step == run.total_steps:
+        log.advance(run.done)
+        if run.step % settings.log_every == 0 or run.is_over:
             losses = run.world.total(list(result.losses.values()))
             values = dict(zip(result.losses, map(float, losses), strict=True))
             values |= {
@@ -239,9 +241,9 @@ def _loop(
                 **meter.take(settings.batch_size),
                 "memory_gib": _memory_gib(run.world.device),
             }
-            log.line(run.step, values)
+            log.line(run.step, values, done=run.done)
         (stopping,) = run.world.any(bool(stop))
-        if stopping or run.step % settings.checkpoint_every == 0 or run.step == run.total_steps:
+        if stopping or run.step % settings.checkpoint_every == 0 or run.is_over:
             save(run)
         if stopping:
             name = next(filter(None, run.world.gather(stop.signal_name)))
@@ -254,7 +256,7 @@ def _loop(
 
 def _evaluation_is_due(run: Run) -> bool:
     every = run.config.train.eval_every
-    at_step = run.step == run.total_steps or (every and run.step and run.step % every == 0)
+    at_step = run.is_over or (every and run.step and run.step % every == 0)
     return bool(at_step) and run.evaluated != run.step
 
 
@@ -282,6 +284,7 @@ def _evaluate(
                 "go on with --resume",
             )
 
+    planned = run.step if run.is_over else run.total_steps
     run.metrics = evaluate(
         shipped,
         dataset,
@@ -292,7 +295,7 @@ def _evaluate(
         workers=run.config.data.workers,
         out=settings.out / "evaluation",
         on_image=stop_if_asked,
-        training=TrainingFacts(run.step, run.total_steps, run.seconds, run.skipped, tuple(noted)),
+        training=TrainingFacts(run.step, planned, run.seconds, run.skipped, tuple(noted)),
     )
     shipped.train(mode)
     run.evaluated = run.step
