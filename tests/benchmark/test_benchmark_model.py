@@ -11,8 +11,8 @@ import yaml
 from tiny_model import VALUES
 from typer.testing import CliRunner
 
-from unisolo.benchmark.model import measure_models
-from unisolo.benchmark.model_report import FLOOR, MASK_RCNN, model_table
+from unisolo.benchmark.model.measure import measure_models
+from unisolo.benchmark.model.report import FLOOR, MASK_RCNN, model_table
 from unisolo.cli import app
 
 

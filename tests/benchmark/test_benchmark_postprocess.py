@@ -12,11 +12,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from unisolo.benchmark.floor import Ceilings, Work, floors
 from unisolo.benchmark.gpu_timing import CAPTURED, WARM_UP, peak_bytes, time_on_gpu
-from unisolo.benchmark.postprocess_checks import compare_answers, count_wrong
-from unisolo.benchmark.postprocess_ways import Answer, Problem, package_call, reference_call
-from unisolo.benchmark.scenes import SCENES, SceneName, make_scene
+from unisolo.benchmark.postprocess.checks import compare_answers, count_wrong
+from unisolo.benchmark.postprocess.floor import Ceilings, Work, floors
+from unisolo.benchmark.postprocess.scenes import SCENES, SceneName, make_scene
+from unisolo.benchmark.postprocess.ways import Answer, Problem, package_call, reference_call
 from unisolo.benchmark.tables import machine_lines
 from unisolo.cli import app
 from unisolo.ops.backend import use_kernels

@@ -15,9 +15,9 @@ import yaml
 from assign_twin import make_target, rectangles
 from tiny_model import VALUES
 
-from unisolo.benchmark.crowded import SIDE, CrowdedShapes
 from unisolo.benchmark.mask_rcnn import build_mask_rcnn, mask_rcnn_inputs
-from unisolo.benchmark.train_report import PEER, TrainReport, TrainRow, train_table
+from unisolo.benchmark.train.crowded import SIDE, CrowdedShapes
+from unisolo.benchmark.train.report import PEER, TrainReport, TrainRow, train_table
 from unisolo.data import CocoInstance
 from unisolo.data.loader import collate
 from unisolo.models import TimmBackbone

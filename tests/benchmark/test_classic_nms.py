@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unisolo.benchmark.classic_nms import (
+from unisolo.benchmark.postprocess.classic_nms import (
     fast_nms,
     greedy_nms,
     greedy_nms_by_iou,

@@ -13,15 +13,15 @@ import typer
 
 from unisolo.benchmark.evaluate import EvaluateReport, EvaluateRow, evaluate_goals
 from unisolo.benchmark.evaluate import failed_checks as failed_metrics
-from unisolo.benchmark.floor import Ceilings
 from unisolo.benchmark.goals import Goal, goals_table
 from unisolo.benchmark.memory import MIB, Crowd, MemoryReport, MemoryRow, memory_goals
-from unisolo.benchmark.model_report import FLOOR, WHOLE, ModelReport, ModelRow, model_goals
-from unisolo.benchmark.postprocess_checks import Agreement
-from unisolo.benchmark.postprocess_goals import failed_checks, postprocess_goals
-from unisolo.benchmark.postprocess_report import PostprocessReport, PostprocessRow, StageRow
+from unisolo.benchmark.model.report import FLOOR, WHOLE, ModelReport, ModelRow, model_goals
+from unisolo.benchmark.postprocess.checks import Agreement
+from unisolo.benchmark.postprocess.floor import Ceilings
+from unisolo.benchmark.postprocess.goals import failed_checks, postprocess_goals
+from unisolo.benchmark.postprocess.report import PostprocessReport, PostprocessRow, StageRow
 from unisolo.benchmark.timing import Timing
-from unisolo.benchmark.train_report import PEER, TrainReport, TrainRow, train_goals
+from unisolo.benchmark.train.report import PEER, TrainReport, TrainRow, train_goals
 from unisolo.cli.measuring.app import show
 
 TIMING = Timing(0.1, 0.1, 0.1, 0.1, 3)

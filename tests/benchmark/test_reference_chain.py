@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unisolo.benchmark.reference_chain import (
+from unisolo.benchmark.postprocess.reference_chain import (
     reference_candidates,
     reference_full_masks,
     reference_select,
 )
-from unisolo.benchmark.scenes import SceneName, make_scene
+from unisolo.benchmark.postprocess.scenes import SceneName, make_scene
 from unisolo.ops.backend import use_kernels
 from unisolo.ops.masks import unpack_bits, upsample_masks
 from unisolo.ops.select import select_instances

@@ -16,7 +16,7 @@ import torch
 from unisolo.benchmark.goals import Goal
 from unisolo.benchmark.gpu_timing import peak_bytes
 from unisolo.benchmark.machine import describe_machine
-from unisolo.benchmark.reference_chain import (
+from unisolo.benchmark.postprocess.reference_chain import (
     ReferenceCandidates,
     reference_full_masks,
     reference_instances,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unisolo.benchmark.floor import Ceilings, Work, floors
-from unisolo.benchmark.postprocess_checks import compare_answers
-from unisolo.benchmark.postprocess_stages import KernelStages
-from unisolo.benchmark.postprocess_ways import Problem, package_call, reference_call
-from unisolo.benchmark.scenes import SceneName, make_scene
+from unisolo.benchmark.postprocess.checks import compare_answers
+from unisolo.benchmark.postprocess.floor import Ceilings, Work, floors
+from unisolo.benchmark.postprocess.scenes import SceneName, make_scene
+from unisolo.benchmark.postprocess.stages import KernelStages
+from unisolo.benchmark.postprocess.ways import Problem, package_call, reference_call
 from unisolo.ops.backend import use_kernels
 
 pytestmark = pytest.mark.slow  # in the interpreter; the kernels have fast tests of their own

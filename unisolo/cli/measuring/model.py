@@ -75,8 +75,8 @@ def model(
     """
     import torch
 
-    from unisolo.benchmark.model import measure_models
-    from unisolo.benchmark.model_report import model_goals, model_table
+    from unisolo.benchmark.model.measure import measure_models
+    from unisolo.benchmark.model.report import model_goals, model_table
     from unisolo.devices import resolve_device
 
     if device == "auto" and not torch.cuda.is_available():

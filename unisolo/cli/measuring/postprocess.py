@@ -59,10 +59,10 @@ def postprocess(
     """
     import torch
 
-    from unisolo.benchmark.postprocess import measure_postprocess
-    from unisolo.benchmark.postprocess_goals import failed_checks, postprocess_goals
-    from unisolo.benchmark.postprocess_tables import postprocess_tables
-    from unisolo.benchmark.scenes import SCENES
+    from unisolo.benchmark.postprocess.goals import failed_checks, postprocess_goals
+    from unisolo.benchmark.postprocess.measure import measure_postprocess
+    from unisolo.benchmark.postprocess.scenes import SCENES
+    from unisolo.benchmark.postprocess.tables import postprocess_tables
     from unisolo.devices import resolve_device, resolve_precision
 
     if device == "auto" and not torch.cuda.is_available():

@@ -65,8 +65,8 @@ def train(
 ) -> None:
     """Time training steps, loader included, and those of Mask R-CNN on the same backbone."""
     from unisolo.benchmark.machine import usable_cores
-    from unisolo.benchmark.train import measure_training
-    from unisolo.benchmark.train_report import train_goals, train_table
+    from unisolo.benchmark.train.measure import measure_training
+    from unisolo.benchmark.train.report import train_goals, train_table
     from unisolo.devices import resolve_device
 
     usual = GPU if resolve_device(device).type == "cuda" else PROCESSOR

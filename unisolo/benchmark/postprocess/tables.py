@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from unisolo.benchmark.postprocess_checks import Agreement
-from unisolo.benchmark.postprocess_report import PostprocessReport, PostprocessRow
+from unisolo.benchmark.postprocess.checks import Agreement
+from unisolo.benchmark.postprocess.report import PostprocessReport, PostprocessRow
 from unisolo.benchmark.timing import Timing
 
 __all__ = ["postprocess_tables"]

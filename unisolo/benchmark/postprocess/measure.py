@@ -8,24 +8,38 @@ from typing import get_args
 
 import torch
 
-from unisolo.benchmark.floor import Work, floors, measure_ceilings
 from unisolo.benchmark.gpu_timing import peak_bytes, tf32, time_on_gpu
 from unisolo.benchmark.machine import describe_machine
-from unisolo.benchmark.postprocess_checks import compare_answers, count_wrong
-from unisolo.benchmark.postprocess_goals import OURS
-from unisolo.benchmark.postprocess_report import (
+from unisolo.benchmark.postprocess.checks import compare_answers, count_wrong
+from unisolo.benchmark.postprocess.floor import Work, floors, measure_ceilings
+from unisolo.benchmark.postprocess.goals import OURS
+from unisolo.benchmark.postprocess.pruning import (
+    OUR_NMS,
+    WITHOUT_WAITING,
+    PruningInputs,
+    pruning_calls,
+    pruning_inputs,
+)
+from unisolo.benchmark.postprocess.report import (
     Mode,
     PostprocessReport,
     PostprocessRow,
     PruningRow,
     StageRow,
 )
-from unisolo.benchmark.postprocess_stages import (
+from unisolo.benchmark.postprocess.scenes import (
+    SCENES,
+    Scene,
+    SceneName,
+    check_candidates,
+    make_scene,
+)
+from unisolo.benchmark.postprocess.stages import (
     KernelStages,
     cpu_wrong_intersections,
     operation_calls,
 )
-from unisolo.benchmark.postprocess_ways import (
+from unisolo.benchmark.postprocess.ways import (
     PLACES,
     Answer,
     Problem,
@@ -33,14 +47,6 @@ from unisolo.benchmark.postprocess_ways import (
     package_call,
     reference_call,
 )
-from unisolo.benchmark.pruning import (
-    OUR_NMS,
-    WITHOUT_WAITING,
-    PruningInputs,
-    pruning_calls,
-    pruning_inputs,
-)
-from unisolo.benchmark.scenes import SCENES, Scene, SceneName, check_candidates, make_scene
 from unisolo.benchmark.timing import Timing, time_in_turns
 from unisolo.ops.backend import backend_for, use_kernels
 from unisolo.ops.masks import mask_intersections

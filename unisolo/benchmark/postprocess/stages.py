@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from unisolo.benchmark.postprocess_checks import count_wrong
-from unisolo.benchmark.postprocess_ways import PLACES, PRE_NMS, Answer, Problem, select, upsample
-from unisolo.benchmark.scenes import Scene
+from unisolo.benchmark.postprocess.checks import count_wrong
+from unisolo.benchmark.postprocess.scenes import Scene
+from unisolo.benchmark.postprocess.ways import PLACES, PRE_NMS, Answer, Problem, select, upsample
 from unisolo.ops.select import Candidates
 
 if TYPE_CHECKING:  # triton is optional
@@ -128,8 +128,8 @@ class KernelStages:
     def calls(self) -> dict[str, Callable[[], object]]:
         """Every stage as a call on what the stages before it have left.
 
-        The names are those of `unisolo.benchmark.floor.floors`; the last two are parts and ways
-        that are of interest by themselves.
+        The names are those of `unisolo.benchmark.postprocess.floor.floors`; the last two are parts
+        and ways that are of interest by themselves.
         """
         packed, scores = self.masks()
         scores = self.entering(scores)

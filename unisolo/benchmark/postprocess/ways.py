@@ -10,13 +10,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from unisolo.benchmark.reference_chain import (
+from unisolo.benchmark.postprocess.reference_chain import (
     ReferenceCandidates,
     reference_full_masks,
     reference_instances,
     reference_select,
 )
-from unisolo.benchmark.scenes import UNLIKELY, Scene
+from unisolo.benchmark.postprocess.scenes import UNLIKELY, Scene
 from unisolo.ops.masks import UpsampledMasks, unpack_bits, upsample_masks
 from unisolo.ops.select import select_instances
 from unisolo.structures import GridSpec, Instances, Outputs

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from unisolo.benchmark.gpu_timing import tf32, time_on_gpu
 from unisolo.benchmark.machine import describe_machine
-from unisolo.benchmark.model_peers import mask2former_call, mask_rcnn_call
-from unisolo.benchmark.model_report import (
+from unisolo.benchmark.model.peers import mask2former_call, mask_rcnn_call
+from unisolo.benchmark.model.report import (
     FLOOR,
     MASK2FORMER,
     MASK_RCNN,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unisolo.benchmark.postprocess_ways import Answer
+from unisolo.benchmark.postprocess.ways import Answer
 
 __all__ = ["Agreement", "compare_answers", "count_wrong"]
 

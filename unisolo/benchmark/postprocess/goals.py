@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from unisolo.benchmark.goals import Goal
-from unisolo.benchmark.postprocess_report import PostprocessReport, PostprocessRow
+from unisolo.benchmark.postprocess.report import PostprocessReport, PostprocessRow
 
 __all__ = ["OURS", "failed_checks", "postprocess_goals"]
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from unisolo.benchmark.classic_nms import (
+from unisolo.benchmark.gpu_timing import tf32
+from unisolo.benchmark.postprocess.classic_nms import (
     IOU_THRESHOLD,
     fast_nms,
     greedy_nms,
@@ -15,9 +16,8 @@ from unisolo.benchmark.classic_nms import (
     mask_iou,
     soft_nms,
 )
-from unisolo.benchmark.gpu_timing import tf32
-from unisolo.benchmark.reference_chain import reference_nms
-from unisolo.benchmark.scenes import Scene
+from unisolo.benchmark.postprocess.reference_chain import reference_nms
+from unisolo.benchmark.postprocess.scenes import Scene
 from unisolo.ops.backend import use_kernels
 from unisolo.ops.boxes import masks_to_boxes
 from unisolo.ops.matrix_nms import matrix_nms

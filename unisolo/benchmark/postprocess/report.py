@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from unisolo.benchmark.floor import Ceilings
-from unisolo.benchmark.postprocess_checks import Agreement
-from unisolo.benchmark.postprocess_ways import Start
+from unisolo.benchmark.postprocess.checks import Agreement
+from unisolo.benchmark.postprocess.floor import Ceilings
+from unisolo.benchmark.postprocess.ways import Start
 from unisolo.benchmark.timing import Timing
 
 __all__ = ["Mode", "PostprocessReport", "PostprocessRow", "PruningRow", "StageRow"]
@@ -57,8 +57,8 @@ class StageRow:
         stage: Triton's stages, or the public operations.
         mode: Launched from Python, or replayed from a CUDA graph.
         timing: In milliseconds.
-        floor: Milliseconds that it takes at least (see `unisolo.benchmark.floor`); None where it is
-            no stage of that list.
+        floor: Milliseconds that it takes at least (see `unisolo.benchmark.postprocess.floor`); None
+            where it is no stage of that list.
     """
 
     scene: str

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from unisolo.benchmark.crowded import CrowdedShapes
 from unisolo.benchmark.gpu_timing import tf32
 from unisolo.benchmark.machine import describe_machine
 from unisolo.benchmark.mask_rcnn import build_mask_rcnn, mask_rcnn_inputs
-from unisolo.benchmark.train_report import PEER, TrainReport, TrainRow
+from unisolo.benchmark.train.crowded import CrowdedShapes
+from unisolo.benchmark.train.report import PEER, TrainReport, TrainRow
 from unisolo.build import build_dataset, build_grid, with_grid
 from unisolo.config import Config, load_config
 from unisolo.data.cache import keep_in_memory

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from unisolo.benchmark.reference_chain import ReferenceCandidates, reference_candidates
+from unisolo.benchmark.postprocess.reference_chain import ReferenceCandidates, reference_candidates
 from unisolo.structures import MASK_STRIDE, SIZE_DIVISOR, GridSpec, Outputs
 
 __all__ = [

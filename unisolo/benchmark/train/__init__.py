@@ -1,0 +1,3 @@
+"""Training beside Mask R-CNN: `unisolo benchmark train`."""
+
+from __future__ import annotations
