@@ -219,10 +219,10 @@ def _compilations(kind: str) -> list[Kernel]:
                          **vectors, "group": number, "height": "i32", "width": "i32",
                          "stride_b": number, "stride_c": stride_c, "stride_y": number,
                          "stride_x": stride_p, "WHOLE": whole, "RELU": True, "BLOCK_C": 16,
-                         "BLOCK_P": 512}  # fmt: skip
+                         "BLOCK_P": 256 if whole else 512}  # fmt: skip
             made.append(Kernel(module, "_group_kernel", arguments, {"num_warps": 8}))
     tiny = {"group": 1, "height": 1, "width": 1, "stride_b": 1, "stride_c": 1, "stride_y": 1}
-    one = {**arguments, **tiny, "BLOCK_C": 1, "BLOCK_P": 8192}  # 1 x 1 maps, one channel a group
+    one = {**arguments, **tiny, "BLOCK_C": 1, "BLOCK_P": 4096}  # 1 x 1 maps, one channel a group
     made.append(Kernel(module, "_group_kernel", one, {"num_warps": 8}))
     factors = {"moments": "*fp32:16", "factors": "*fp32:16", **vectors, "group": "i32",
                "chunks": "i32", "pixels": "i32", "per_chunk": number, "BLOCK_C": 4,

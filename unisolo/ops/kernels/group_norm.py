@@ -38,6 +38,9 @@ TILE = 2048
 GRID_TILE = 8192
 """Values in a tile of the kernel for small groups."""
 
+MAP_TILE = 4096
+"""The same where a group is a whole map: several values per load would spill registers of more."""
+
 CHANNELS_LAST_BLOCK = 64
 """Channels per program where they lie side by side: 128 bytes in half precision."""
 
@@ -111,6 +114,7 @@ def _launch_small(
         return
     group = channels // num_groups
     block = triton.next_power_of_2(group)
+    tile = MAP_TILE if grids is None else GRID_TILE
     _group_kernel[(count, num_groups, batch)](
         features,
         result,
@@ -125,7 +129,7 @@ def _launch_small(
         WHOLE=grids is None,
         RELU=relu,
         BLOCK_C=block,
-        BLOCK_P=max(16, GRID_TILE // block),
+        BLOCK_P=max(16, tile // block),
         num_warps=8,
     )
 
@@ -182,6 +186,16 @@ def _strides(features: Tensor) -> tuple[int, int, int, int]:
 
 
 @jit
+def _places(pixels, columns, stride_y, stride_x, WHOLE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Offsets of pixels that are numbered row by row."""
+    if WHOLE:  # rows follow each other: without a division the compiler sees neighbours
+        places = pixels * stride_x
+    else:
+        places = pixels // columns * stride_y + pixels % columns * stride_x
+    return places
+
+
+@jit
 def _group_kernel(  # type: ignore[no-untyped-def]
     features,
     result,
@@ -221,7 +235,7 @@ def _group_kernel(  # type: ignore[no-untyped-def]
     shift = tl.load(bias + first + c, mask=of_group, other=0.0).to(tl.float32)
 
     inside = (p < pixels)[:, None] & of_group[None, :]
-    places = p // columns * stride_y + p % columns * stride_x
+    places = _places(p, columns, stride_y, stride_x, WHOLE)
     offsets = places[:, None] + channel_offsets[None, :]
     tile = tl.load(features + base + offsets, mask=inside, other=0.0).to(tl.float32)
     pilot = tl.sum(tile) / (tl.minimum(pixels, BLOCK_P) * group)
@@ -231,7 +245,7 @@ def _group_kernel(  # type: ignore[no-untyped-def]
     for start in range(0, pixels, BLOCK_P):
         q = start + p
         inside = (q < pixels)[:, None] & of_group[None, :]
-        places = q // columns * stride_y + q % columns * stride_x
+        places = _places(q, columns, stride_y, stride_x, WHOLE)
         offsets = places[:, None] + channel_offsets[None, :]
         tile = tl.load(features + base + offsets, mask=inside, other=0.0).to(tl.float32)
         apart = tl.where(inside, tile - pilot, 0.0)
@@ -247,7 +261,7 @@ def _group_kernel(  # type: ignore[no-untyped-def]
     for start in range(0, pixels, BLOCK_P):
         q = start + p
         inside = (q < pixels)[:, None] & of_group[None, :]
-        places = q // columns * stride_y + q % columns * stride_x
+        places = _places(q, columns, stride_y, stride_x, WHOLE)
         offsets = places[:, None] + channel_offsets[None, :]
         tile = tl.load(features + base + offsets, mask=inside, other=0.0).to(tl.float32)
         value = (tile - mean) * scale[None, :] + shift[None, :]

@@ -46,7 +46,10 @@ def segment_stuff(
     Where two logits are equal within float32 rounding, either index may win. `chunk_pixels` bounds
     a temporary that does not exist here.
     """
-    stuff_logits = stuff_logits.detach()
+    # A program reads one channel at a time: in channels_last order each value would come from a
+    # sector of its own, 54 channels apart, in every one of many reads; bringing them together is
+    # one read and one write of a small map.
+    stuff_logits = stuff_logits.detach().contiguous()
     check_frames(stuff_logits, padded_size=padded_size, input_size=input_size)
     index = torch.empty(orig_size, dtype=torch.int16, device=stuff_logits.device)
     arguments = resize_arguments(
