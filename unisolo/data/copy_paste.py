@@ -115,7 +115,8 @@ def paste_objects(
             "map; both must come from one data set"
         )
     overlay = _overlay(base.image.shape[:2], donor.image.shape[:2], rng)
-    numbers = donor.target.object_map[(slice(None), *overlay.of_donor)]
+    rows, columns = overlay.of_donor
+    numbers = donor.target.object_map[:, rows, columns]
     room = MAX_OBJECTS - len(base.target.labels)
     chosen = _choose(numbers, len(donor.target.labels), max(min_object_area, 1), room, rng)
     if not len(chosen):
@@ -123,7 +124,7 @@ def paste_objects(
     table = np.zeros(len(donor.target.labels) + 1, dtype=np.int16)
     table[chosen + 1] = len(base.target.labels) + 1 + np.arange(len(chosen))
     pasted = table[numbers]
-    covered = pasted.any(axis=0)
+    covered = (pasted > 0).max(axis=0)
     labels = np.concatenate([base.target.labels, donor.target.labels[chosen]])
     return replace(
         base,
@@ -146,7 +147,7 @@ class _Overlay:
         covered: npt.NDArray[np.bool_],
     ) -> npt.NDArray[_Number]:
         """A copy of the base with the donor's values where the common part is covered."""
-        result = base.copy()
+        result: npt.NDArray[_Number] = base.copy()
         result[self.of_base][covered] = donor[self.of_donor][covered]
         return result
 
@@ -185,7 +186,8 @@ def _maps(
     depth = max(len(base.object_map), len(pasted))
     object_map = np.zeros((depth, *base.crowd_map.shape), dtype=np.int16)
     object_map[: len(base.object_map)] = base.object_map
-    common = object_map[(slice(None), *overlay.of_base)]  # a view
+    rows, columns = overlay.of_base
+    common = object_map[:, rows, columns]  # a view
     common[:, covered] = 0
     common[: len(pasted)] += pasted
     crowd_map = overlay.joined(base.crowd_map, donor.crowd_map, covered)

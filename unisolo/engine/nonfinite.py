@@ -91,11 +91,8 @@ def replay(path: Path, say: Callable[[str], None], *, device: str = "auto") -> b
     if wrong:
         say(f"weights that are not finite before the step: {', '.join(wrong[:5])}")
     task = get_task(config.task)(categories)
-    losses_of = partial(
-        task.losses,
-        grid=model.grid,
-        **config.train.loss_options(),
-    )
+    losses_of = partial(task.losses, grid=model.grid)
+    options = config.train.loss_options()
     finite = not wrong
     for packed in content["batches"]:
         batch = _unpacked(packed).to(place)
@@ -110,14 +107,14 @@ def replay(path: Path, say: Callable[[str], None], *, device: str = "auto") -> b
                     mask_features=outputs.mask_features[index : index + 1],
                     extras={k: v[index : index + 1] for k, v in outputs.extras.items()},
                 )
-                losses = losses_of(alone, batch.targets[index : index + 1])
+                losses = losses_of(alone, batch.targets[index : index + 1], **options)
                 values = {name: round(float(loss.detach()), 6) for name, loss in losses.items()}
                 say(
                     f"image id {meta.image_id} ({meta.file_name}), {meta.input_size[0]} x "
                     f"{meta.input_size[1]}, {len(batch.targets[index])} objects: {values}"
                 )
                 finite &= all(math.isfinite(value) for value in values.values())
-            losses = losses_of(outputs, batch.targets)
+            losses = losses_of(outputs, batch.targets, **options)
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
     bad = [n for n, p in model.named_parameters() if p.grad is not None and not _finite(p.grad)]
     if bad:
