@@ -128,6 +128,15 @@ def test_soft_masks_of_valid_places_only(device, poisoned, dtype):
                                else 3e-4)  # fmt: skip
 
 
+@pytest.mark.slow
+def test_many_parts_are_added_up(device, poisoned, monkeypatch):
+    """As many programs share the pixels as on a large GPU."""
+    from unisolo.ops.kernels import products
+
+    monkeypatch.setattr(products, "multiprocessors", lambda device: 136)
+    check(*make(device, channels=2, size=(64, 131)), poisoned)
+
+
 def test_mixed_precisions_are_computed_in_float32(device, poisoned):
     from unisolo.ops.kernels.soft_masks import soft_masks
 

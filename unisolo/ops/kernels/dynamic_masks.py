@@ -59,6 +59,8 @@ def dynamic_masks(
     row_blocks = triton.cdiv(num_candidates, tiling.rows)
     parts = tiling.parts(features.device, row_blocks * batch_size, num_words // BLOCK_WORDS)
     padded = row_blocks * tiling.rows
+    padded_parts = triton.next_power_of_2(parts)
+    measured_rows = max(2, min(16, 2048 // padded_parts))  # what four warps hold in registers
     device = features.device
     bits = torch.empty(batch_size, num_candidates, num_words, dtype=torch.int32, device=device)
     sums = torch.empty(batch_size, parts, SUMS, padded, dtype=torch.int32, device=device)
@@ -87,7 +89,7 @@ def dynamic_masks(
             **tiling.constants,
             num_warps=tiling.warps,
         )
-        _measure[(triton.cdiv(num_candidates, 16), batch_size)](
+        _measure[(triton.cdiv(num_candidates, measured_rows), batch_size)](
             sums,
             candidates.cells,
             candidates.scores,
@@ -99,8 +101,8 @@ def dynamic_masks(
             STARTS=grid.offsets,
             LEAST=tuple(least_areas),
             NUM_LEVELS=grid.num_levels,
-            BLOCK=16,
-            PARTS=triton.next_power_of_2(parts),
+            BLOCK=measured_rows,
+            PARTS=padded_parts,
             num_warps=4,
         )
     areas, first, last = measured
@@ -242,17 +244,19 @@ def _measure(  # type: ignore[no-untyped-def]
     parts = tl.arange(0, PARTS)
     counted = (parts < num_parts)[:, None] & exists[None, :]
     at = sums_ptr + (image * num_parts + parts)[:, None] * 4 * padded + rows[None, :]
-    areas = tl.sum(tl.load(at, mask=counted, other=0), 0)
+    # All loads before the first sum: one wait for memory.
+    areas = tl.load(at, mask=counted, other=0)
     above = tl.load(at + padded, mask=counted, other=0).to(tl.float32, bitcast=True)
-    first = tl.min(tl.load(at + 2 * padded, mask=counted, other=0x7FFFFFFF), 0)
-    last = tl.max(tl.load(at + 3 * padded, mask=counted, other=-1), 0)
+    first = tl.load(at + 2 * padded, mask=counted, other=0x7FFFFFFF)
+    last = tl.load(at + 3 * padded, mask=counted, other=-1)
+    cells = tl.load(cells_ptr + listed, mask=exists, other=0)
+    probs = tl.load(probs_ptr + listed, mask=exists, other=0.0)
+    areas, first, last = tl.sum(areas, 0), tl.min(first, 0), tl.max(last, 0)
     size = areas.to(tl.float32)
     maskness = 0.5 * (size + tl.sum(above, 0)) / tl.maximum(size, 1.0)
-    cells = tl.load(cells_ptr + listed, mask=exists, other=0)
     least = tl.zeros([BLOCK], tl.int32)
     for level in tl.static_range(NUM_LEVELS):
         least = tl.where(cells >= STARTS[level], LEAST[level], least)
-    probs = tl.load(probs_ptr + listed, mask=exists, other=0.0)
     tl.store(areas_ptr + listed, areas, mask=exists)
     tl.store(first_ptr + listed, first, mask=exists)
     tl.store(last_ptr + listed, last, mask=exists)

@@ -273,7 +273,8 @@ def _decay(  # type: ignore[no-untyped-def]
     j = tl.program_id(0) * OWN + tl.arange(0, OWN)
     inside = j < count
     label_j = tl.load(labels_ptr + j, mask=inside, other=0)[:, None]
-    score_j = tl.load(scores_ptr + j, mask=inside, other=0)[:, None]
+    score = tl.load(scores_ptr + j, mask=inside, other=0)
+    score_j = score[:, None]
     area_j = tl.load(intersections_ptr + j * (count + 1), mask=inside, other=0)[:, None]
     # The exponent of the quotient is highest where the quotient is lowest: one exponential each.
     exponent = tl.zeros([OWN], tl.float32)
@@ -292,8 +293,7 @@ def _decay(  # type: ignore[no-untyped-def]
             quotients = tl.div_rn(1.0 - iou, tl.maximum(1.0 - lost, SMALLEST))
             quotient = tl.minimum(quotient, tl.min(tl.where(before, quotients, 1.0), 1))
     factor = tl.exp(-sigma * exponent) if GAUSSIAN else quotient
-    score = tl.load(scores_ptr + j, mask=inside, other=0).to(tl.float32)
-    tl.store(decayed_ptr + image * count + j, score * factor, mask=inside)
+    tl.store(decayed_ptr + image * count + j, score.to(tl.float32) * factor, mask=inside)
 
 
 @jit
@@ -327,6 +327,9 @@ def _keep_best(  # type: ignore[no-untyped-def]
     inside = j < count
     score_j = tl.load(scores_ptr + base + j, mask=inside, other=0)
     left_j = _left(score_j, tl.load(decayed_ptr + base + j, mask=inside, other=0.0), threshold)
+    # Before they are needed: not one more wait for memory at the end.
+    label = tl.load(labels_ptr + base + j, mask=inside, other=0).to(tl.int64)
+    cell = tl.load(cells_ptr + base + j, mask=inside, other=0).to(tl.int64)
     rank = tl.zeros([OWN], tl.int32)
     for start in range(0, count, OTHERS):
         i = start + tl.arange(0, OTHERS)
@@ -342,10 +345,8 @@ def _keep_best(  # type: ignore[no-untyped-def]
     stays = written & (left_j >= 0)
     place = first_place + rank
     tl.store(best_ptr + place, tl.where(stays, left_j, 0.0), mask=written)
-    label = tl.load(labels_ptr + base + j, mask=stays, other=0).to(tl.int64)
-    tl.store(best_labels_ptr + place, label, mask=written)
-    cell = tl.load(cells_ptr + base + j, mask=stays, other=0).to(tl.int64)
-    tl.store(best_cells_ptr + place, cell, mask=written)
+    tl.store(best_labels_ptr + place, tl.where(stays, label, 0), mask=written)
+    tl.store(best_cells_ptr + place, tl.where(stays, cell, 0), mask=written)
     tl.store(chosen_ptr + place, tl.where(stays, j, -1).to(tl.int64), mask=written)
     tl.store(valid_ptr + place, stays.to(tl.uint8), mask=written)
     if tl.program_id(0) == 0:
