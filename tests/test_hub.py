@@ -55,6 +55,8 @@ def test_a_saved_folder_gives_the_same_results(predictor: Predictor, folder: Pat
     assert opened.categories == predictor.categories
     assert_same(predictor.predict(PICTURE), opened.predict(PICTURE))
     assert Predictor.from_pretrained(str(folder), task="instance", device="cpu").task == "instance"
+    assert opened._fast is None
+    assert Predictor.from_pretrained(folder, device="cpu", compile=True)._fast is not None
 
 
 def test_a_folder_holds_three_files_and_no_paths_of_this_machine(folder: Path) -> None:

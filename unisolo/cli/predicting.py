@@ -73,6 +73,14 @@ def predict(
         ),
     ] = None,
     device: DeviceOption = "auto",
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            metavar="",
+            help="Faster for many images of few sizes; slow for the first of each.",
+        ),
+    ] = False,
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Only the first N images.")
     ] = None,
@@ -115,7 +123,7 @@ def predict(
         "scale": scale,
     }
     with answer(as_json) as found:
-        predictor = Predictor(checkpoint, task=task, device=device)
+        predictor = Predictor(checkpoint, task=task, device=device, compile=compile)
         found |= {"source": source, "checkpoint": checkpoint, "out": out}
         whole, facts = run(predictor, source, out, explain, how)
         found |= facts

@@ -47,6 +47,7 @@ class HubModel:
         task: str | None = None,
         device: str | torch.device = "auto",
         dtype: str = "auto",
+        compile: bool = False,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -60,6 +61,7 @@ class HubModel:
             task: As for the class; None = the one the model was trained for.
             device: As for the class.
             dtype: As for the class.
+            compile: As for the class.
             revision: Branch, tag or commit on the Hub; None = its main branch.
             token: For private models; None = the one `hf auth login` keeps, False = none.
             cache_dir: Where fetched files are kept; None = the Hub's own cache.
@@ -80,7 +82,7 @@ class HubModel:
             force_download=force_download,
             local_files_only=local_files_only,
         )
-        opened = cast(Any, cls)(path, task=task, device=device, dtype=dtype)
+        opened = cast(Any, cls)(path, task=task, device=device, dtype=dtype, compile=compile)
         return cast("Self", opened)
 
     def save_pretrained(
