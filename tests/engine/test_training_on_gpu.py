@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import warnings
@@ -123,6 +124,7 @@ def test_without_room_the_next_step_copies_its_batch(shapes: Path, tmp_path: Pat
     _, plain, _ = run_for(config)
     run.forward.train()
     train_step(run, feed.take(0))
+    gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(0.0)  # nothing more is given
     try:
