@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from unisolo.ops import backend
 from unisolo.ops.backend import backend_for, use_kernels
 
 CPU = torch.device("cpu")
@@ -42,27 +42,46 @@ def test_a_compiled_program_gets_the_definition() -> None:
     assert seen == ["torch"]
 
 
-@pytest.mark.parametrize(
-    ("variable", "interpret", "expected"),
-    [
-        ("", "0", "cpu"),
-        ("torch", "0", "torch"),
-        ("triton", "1", "triton"),
-        ("triton", "0", "KernelsError: UNISOLO_KERNELS=triton, but Triton cannot serve cpu"),
-        ("fast", "0", "ValueError: UNISOLO_KERNELS is auto, torch or triton, got 'fast'"),
-    ],
-)
-def test_the_environment_decides(variable: str, interpret: str, expected: str) -> None:
-    program = (
-        "import torch; from unisolo.ops.backend import backend_for\n"
-        "try: print(backend_for(torch.device('cpu')))\n"
-        "except Exception as error: print(f'{type(error).__name__}: {error}')"
-    )
-    env = {**os.environ, "UNISOLO_KERNELS": variable, "TRITON_INTERPRET": interpret}
+CHOICES = {
+    # UNISOLO_KERNELS, TRITON_INTERPRET
+    ("", "0"): "cpu",
+    ("torch", "0"): "torch",
+    ("triton", "0"): "KernelsError: UNISOLO_KERNELS=triton, but Triton cannot serve cpu",
+    ("fast", "0"): "ValueError: UNISOLO_KERNELS is auto, torch or triton, got 'fast'",
+    ("triton", "1"): "triton",
+}
+
+
+def test_the_environment_decides() -> None:
+    program = """
+import os, torch
+from unisolo.ops import backend
+for kernels, interpret in {choices}:
+    os.environ.update(UNISOLO_KERNELS=kernels, TRITON_INTERPRET=interpret)
+    backend._obstacle.cache_clear()  # a process of its own would see one value only
+    try:
+        print(backend.backend_for(torch.device("cpu")))
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}")
+"""
+    # In another process: this one must keep the interpreter of the kernels' tests.
     done = subprocess.run(
-        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program.replace("{choices}", repr(list(CHOICES)))],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert done.stdout.strip().startswith(expected)
+    for said, expected in zip(done.stdout.splitlines(), CHOICES.values(), strict=True):
+        assert said.startswith(expected)
+
+
+def test_a_triton_that_cannot_start_kernels_says_what_it_needs() -> None:
+    pytest.importorskip("triton")
+    broken = backend._broken_driver()
+    if torch.cuda.is_available():
+        assert broken is None
+    else:
+        assert broken is not None and "C compiler and Python's headers; RuntimeError: " in broken
 
 
 @pytest.mark.gpu

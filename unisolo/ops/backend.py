@@ -113,6 +113,24 @@ def _obstacle(device_type: str, index: int | None) -> str | None:
     if found < LEAST_CAPABILITY:
         needed, has = (".".join(map(str, pair)) for pair in (LEAST_CAPABILITY, found))
         return f"it has compute capability {has}, the kernels need {needed}"
+    return _broken_driver()
+
+
+def _broken_driver() -> str | None:
+    """Why Triton cannot start kernels on this machine's GPU; None where it can.
+
+    At its first use on a machine it compiles a small module in C, which images without a compiler
+    or without Python's headers cannot: better known here than in the middle of a prediction.
+    """
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_target()
+    except Exception as error:  # of the compiler, of the linker, of the driver
+        return (
+            "it cannot start kernels here (it needs a C compiler and Python's headers; "
+            f"{type(error).__name__}: {error})"
+        )
     return None
 
 
