@@ -125,7 +125,7 @@ def _category_probs(logits: Tensor, grid: GridSpec) -> Tensor:
         torch.split(logits.float(), [size * size for size in grid.sizes]), grid.sizes, strict=True
     ):
         probs = level.t().reshape(logits.shape[1], size, size).sigmoid()
-        keep = torch.ones_like(probs, dtype=torch.bool)
+        keep = ~probs.isnan()  # also where nothing is compared, in the first cell
         keep[:, 1:] &= probs[:, 1:] >= probs[:, :-1]
         keep[:, :, 1:] &= probs[:, :, 1:] >= probs[:, :, :-1]
         keep[:, 1:, 1:] &= probs[:, 1:, 1:] >= probs[:, :-1, :-1]
