@@ -15,7 +15,8 @@ def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
 
     On a GPU each copy costs a launch and a wait, and memory that is not page-locked is copied
     several times slower; so the tensors are joined to one buffer of bytes there and copied at once
-    to page-locked memory. What is returned shares that buffer: it is freed when all of it is.
+    to page-locked memory, or to plain memory where the system has no more of that. What is returned
+    shares that buffer: it is freed when all of it is.
 
     Args:
         tensors: Of any shapes and plain dtypes, on one device.
@@ -34,7 +35,10 @@ def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     joined = _joined(tensors)
     if joined.device.type != "cuda":
         return _parted(joined.cpu(), tensors)
-    host = torch.empty(joined.shape, dtype=torch.uint8, pin_memory=True)
+    try:
+        host = torch.empty(joined.shape, dtype=torch.uint8, pin_memory=True)
+    except RuntimeError:  # a caller holds so many results that no more can be page-locked
+        return _parted(joined.cpu(), tensors)
     host.copy_(joined, non_blocking=True)
     torch.cuda.current_stream(joined.device).record_event().synchronize()
     return _parted(host, tensors)
