@@ -208,6 +208,7 @@ def test_panoptic_needs_a_panoptic_checkpoint(trained: str, tmp_path: Path) -> N
         ("nms_sigma", 0.5),
         ("update_threshold", 0.6),
         ("max_instances", 2),
+        ("min_area", 150),
         ("panoptic_score_threshold", 0.95),
         ("panoptic_overlap_threshold", 0.0),
         ("stuff_area_threshold", 5000),

@@ -165,11 +165,12 @@ def try_settings(dataset: HasBoxes, config: Config) -> list[Trial]:
         1% of the objects without a cell.
     """
     trials: list[Trial] = []
-    finer = _finer_grids(config, object_sides(dataset, config))
+    object_size = object_sides(dataset, config)
+    finer, finest = (_finer_grids(config, object_size, factor) for factor in (1.5, 2))
     larger = f"data.image_size={_round32(config.data.image_size * 1.5)}"
     longer = f"data.max_size={_round32(config.data.max_size * 1.5)}"
     auto = "model.scale_ranges=auto"
-    for settings in ((), (auto,), finer, (auto, *finer), (auto, larger, longer)):
+    for settings in ((), (auto,), finer, (auto, *finer), (auto, *finest), (auto, larger, longer)):
         changed = load_config(None, settings, values=config_to_dict(config))
         if (settings and changed == config) or any(settings == trial.settings for trial in trials):
             continue
@@ -202,13 +203,13 @@ def _count_lost(
     return int(unassigned.sum())
 
 
-def _finer_grids(config: Config, sides: Tensor) -> tuple[str, ...]:
-    """Grids with half as many cells again, at most one per feature; nothing where that is all."""
+def _finer_grids(config: Config, sides: Tensor, factor: float) -> tuple[str, ...]:
+    """Grids that many times as fine, at most a cell per feature; nothing where they are so now."""
     if not (sides > 0).any():
         return ()
     grid = build_grid(config, sides)
     sizes = [
-        max(size, min(round(size * 1.5), config.data.image_size // stride))
+        max(size, min(round(size * factor), config.data.image_size // stride))
         for size, stride in zip(grid.sizes, grid.strides, strict=True)
     ]
     if tuple(sizes) == grid.sizes:
