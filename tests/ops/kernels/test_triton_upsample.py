@@ -55,9 +55,9 @@ def check(mask_probs: Tensor, sizes: Frames, threshold: float = 0.5) -> Upsample
 FOUR_TIMES = [
     (1, (1, 1), (1, 1), torch.float32),
     (2, (5, 7), (20, 28), torch.float16),
-    (2, (5, 7), (17, 25), torch.float32),
+    (1, (5, 7), (17, 25), torch.float32),
     (1, (10, 140), (38, 557), torch.float32),  # more than one tile each way
-    (2, (3, 9), (9, 33), torch.bfloat16),
+    (1, (3, 9), (9, 33), torch.bfloat16),
     (1, (19, 5), (75, 20), torch.float32),  # more rows than one program has
 ]
 ANY_SIZE = [
@@ -86,7 +86,7 @@ def test_four_times_as_large(
 
 @pytest.mark.parametrize(("low", "sizes"), ANY_SIZE)
 def test_any_pair_of_resizes(low: tuple[int, int], sizes: Frames, device: torch.device) -> None:
-    check(torch.rand(2, *low).to(device), sizes, threshold=0.4)
+    check(torch.rand(1, *low).to(device), sizes, threshold=0.4)
 
 
 @settings(max_examples=5)
