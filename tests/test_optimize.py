@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from unisolo import Predictor, UniSolo, optimize, save_model
 from unisolo.fast import fold_batch_norms
-from unisolo.fast.captured import CapturedCalls, MostUsed, copied
+from unisolo.fast.captured import CapturedCalls, MostUsed, copied, first_line
 from unisolo.graphs import select
 from unisolo.structures import Outputs
 
@@ -221,6 +221,11 @@ def test_the_graphs_used_most_are_kept() -> None:
     # One that comes more often than another takes its place.
     assert [use(key) for key in "ccccb"] == [False, False, False, True, True]
     assert len(kept) == 2 and not use("a")
+
+
+def test_an_error_is_told_in_a_line() -> None:
+    assert first_line(RuntimeError("no room.\nHere is a trace.")) == "no room"
+    assert first_line(MemoryError()) == "MemoryError"
 
 
 # Compiled

@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["CapturedCalls", "MostUsed", "copied"]
+__all__ = ["CapturedCalls", "MostUsed", "copied", "first_line"]
 
 WARM_UP = 3
 """Calls before a capture: kernels are compiled and tuned in them, which a capture cannot hold."""
@@ -150,7 +150,8 @@ class CapturedCalls:
         except Exception as error:
             torch.cuda.set_stream(current)  # a capture that fails leaves its own
             self._works = False
-            reason = str(error).splitlines()[0]
+            # Ending a capture that was broken fails too, and says less than what broke it.
+            reason = first_line(error.__context__ or error)
             warnings.warn(
                 f"CUDA graphs are not used, every kernel is launched by itself: {reason}",
                 stacklevel=2,
@@ -159,6 +160,12 @@ class CapturedCalls:
         captured = _Captured(graph, ours, answer)
         self._captured.put(key, captured)
         return captured
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, in short; its type where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")
 
 
 def copied(value: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unisolo.config import InferenceConfig
 from unisolo.devices import autocast_for, resolve_precision
-from unisolo.fast.captured import CapturedCalls
+from unisolo.fast.captured import CapturedCalls, first_line
 from unisolo.fast.fold import PLAIN_CONVOLUTIONS, fold_batch_norms
 from unisolo.graphs import Selected, select
 from unisolo.models import UniSolo
@@ -184,18 +184,13 @@ class FastModel:
             outputs = self.network(images, image_sizes)
             self._compiles = False
             warnings.warn(
-                f"the network runs uncompiled, since torch.compile failed: {_reason(error)}; on "
+                f"the network runs uncompiled, since torch.compile failed: {first_line(error)}; on "
                 "Linux it needs a C++ compiler (g++), on a GPU also the package triton",
                 stacklevel=2,
             )
             return outputs
         self._shapes.add(shape)
         return outputs
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")
 
 
 def _round_weights(network: nn.Module, dtype: torch.dtype) -> None:
