@@ -76,6 +76,7 @@ def test_ratios_are_of_the_same_run(config: Path) -> None:
         (["--precision", "int8"], "fp32, bf16, fp16"),
         (["--size", "1"], "--size"),
         (["--repeat", "0"], "at least 1"),
+        (["--models", "nowhere.yaml"], "nowhere.yaml: no such configuration"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: list[str], reason: str, config: Path) -> None:
@@ -84,6 +85,7 @@ def test_wrong_arguments_are_refused(arguments: list[str], reason: str, config: 
     )
     assert done.exit_code != 0
     assert reason in done.output
+    assert "models of others" not in done.output, "nothing is measured before"
 
 
 @pytest.mark.gpu

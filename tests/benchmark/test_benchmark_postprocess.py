@@ -197,6 +197,7 @@ def test_the_command_prints_tables_and_writes_figures(tmp_path: Path) -> None:
         (["--repeat", "0"], "at least 1"),
         (["--threads", "0"], "at least 1"),
         (["--size", "60"], "--size must be HxW"),
+        (["--size", "0x60"], "at least 1 x 1"),
         (["--precision", "int8"], "unknown precision 'int8'"),
         (["--device", "meta"], "cpu or cuda"),
     ],

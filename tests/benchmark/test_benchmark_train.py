@@ -78,6 +78,9 @@ def test_the_peer_gets_the_same_pixels_objects_and_no_padding() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_peer_trains_every_part_with_boxes_in_float32(dtype: torch.dtype) -> None:
     model = build_mask_rcnn(TimmBackbone("test_resnet"), 3, 64).train()
+    # The lighter of torchvision's two: a baseline that is slow flatters us.
+    assert type(model.roi_heads.box_head).__name__ == "TwoMLPHead"
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in model.backbone.fpn.modules())
     anchors = []
     model.rpn.anchor_generator.register_forward_hook(lambda *found: anchors.append(found[-1]))
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -110,7 +113,7 @@ def test_the_command_measures_both(own_data: bool, tmp_path: Path) -> None:
     extra: list[object] = []
     if own_data:
         CrowdedShapes(tmp_path / "scenes", 4, (64, 64), None)
-        extra = ["--data", tmp_path / "scenes"]
+        extra = ["--data", tmp_path / "scenes", "--set", "train.precision=bf16"]
     figures = tmp_path / "figures.json"
     command = [
         sys.executable, ROOT / "tools" / "benchmark.py", "train", "--recipes", recipe, "--device",
@@ -125,6 +128,7 @@ def test_the_command_measures_both(own_data: bool, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "| waiting for data |" in done.stdout
     found = json.loads(figures.read_text())
+    assert found["precision"] == ("bfloat16" if own_data else "float32")
     own, peer = found["rows"]
     assert (own["model"], peer["model"]) == ("unisolo", PEER)
     assert own["objects"] == peer["objects"] > 0

@@ -111,7 +111,7 @@ class MemoryRow:
         way: "auto" = the kernels of this machine, "torch" = the definition, "reference".
         crowd: The case.
         computed: Bytes: `Crowd.bound`, or `Crowd.reference`.
-        measured: Bytes beyond the inputs; None where it was not run, because it would not fit.
+        measured: Bytes beyond the inputs; None where it does not fit, or would not.
     """
 
     way: Way
@@ -180,7 +180,12 @@ def measure_memory(
         measured = None
         if way != "reference" or case == fitting:
             tell(f"{case.image} x {case.image}: measuring {way}")
-            measured = _measured(way, case, device)
+            try:
+                measured = _measured(way, case, device)
+            except torch.OutOfMemoryError:
+                if way != "reference":
+                    raise
+            tell("  ran out of memory" if measured is None else f"  {measured / MIB:,.0f} MiB")
         rows.append(MemoryRow(way, case, computed, measured))
     return MemoryReport(describe_machine(), device, tuple(rows))
 
@@ -222,8 +227,8 @@ def memory_table(report: MemoryReport) -> str:
         "|" + "---|" * 5,
     ]
     lines += [_line(row) for row in report.rows]
-    pebi = first.reference_uncut / 2**40
-    lines += ["", f"The published codes make a mask for every pair: {pebi:,.0f} TiB (computed)."]
+    tebi = first.reference_uncut / 2**40
+    lines += ["", f"The published codes make a mask for every pair: {tebi:,.0f} TiB (computed)."]
     return "\n".join(lines)
 
 
@@ -232,7 +237,7 @@ def _line(row: MemoryRow) -> str:
     cells = [
         f"{row.crowd.image} x {row.crowd.image}",
         row.way,
-        "not run: would not fit" if row.measured is None else f"{row.measured / MIB:,.0f}",
+        "does not fit" if row.measured is None else f"{row.measured / MIB:,.0f}",
         f"{row.computed / MIB:,.0f}",
         f"{row.crowd.reference / taken:.1f} x",
     ]

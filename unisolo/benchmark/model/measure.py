@@ -25,7 +25,7 @@ from unisolo.benchmark.model.report import (
 )
 from unisolo.benchmark.models import input_image, random_model
 from unisolo.benchmark.timing import Timing, time_in_turns
-from unisolo.config import InferenceConfig
+from unisolo.config import InferenceConfig, load_config
 from unisolo.devices import autocast_for
 from unisolo.fast import FastModel, optimize
 from unisolo.graphs import select
@@ -75,6 +75,7 @@ def measure_models(
         The report.
 
     Raises:
+        ConfigError: If a file is not a configuration.
         ValueError: If there is no model or batch, a number is out of range, or the device is
             another one.
     """
@@ -84,6 +85,8 @@ def measure_models(
         raise ValueError("timed runs, batch sizes and the sides of images must be at least 1")
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"models are measured on cpu or cuda, got {device}")
+    for config in configs:
+        load_config(config)  # what is wrong with the last shows before the first is measured
     rows: list[ModelRow] = []
     instances: dict[str, int] = {}
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():

@@ -106,6 +106,8 @@ def measure_postprocess(
     candidates = candidates or ((100, 300, 500, 1000) if on_gpu else (100, 300))
     check_candidates(candidates)
     image_size = image_size or ((800, 1333) if on_gpu else (608, 800))
+    if min(image_size) < 1:
+        raise ValueError(f"the image must be at least 1 x 1, got {image_size[0]} x {image_size[1]}")
     dtype = dtype or (torch.bfloat16 if on_gpu else torch.float32)
     rows: list[PostprocessRow] = []
     stages: list[StageRow] = []
