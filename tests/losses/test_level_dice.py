@@ -194,3 +194,21 @@ def test_targets_from_the_loader_give_the_same() -> None:
     made = replace(target, cells=cell_targets(target, TINY_GRID, SIZE))
     first, second = (solo_losses(outputs, [t], TINY_GRID)["loss_mask"] for t in (target, made))
     assert torch.equal(first, second)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same_loss_and_gradients() -> None:
+    target = make_target(rectangles(SIZE, [(4, 4, 60, 50), (10, 8, 30, 30)]), [0, 1])
+    outputs = make_outputs(2)
+    results = []
+    for device in ("cpu", "cuda"):
+        values = [leaf.detach().to(device).requires_grad_() for leaf in leaves(outputs)]
+        kernels, first, *others = values
+        extras = dict(zip(LEVEL_FEATURES, others, strict=True))
+        logits = outputs.category_logits.detach().to(device)
+        targets = [target.to(device), nothing().to(device)]
+        loss = solo_losses(Outputs(logits, kernels, first, extras), targets, TINY_GRID)["loss_mask"]
+        loss.backward()
+        results.append([loss.detach().cpu(), *(leaf.grad.cpu() for leaf in values)])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)

@@ -165,3 +165,20 @@ def test_features_that_do_not_fit_are_named() -> None:
         extras = {**outputs.extras, LEVEL_FEATURES[1]: wrong}
         with pytest.raises(ValueError, match="mask features of level 2"):
             select_instances(outputs._replace(extras=extras), GRID)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same_and_is_never_waited_for() -> None:
+    outputs = make_outputs(5, batch=2)
+    expected = select_instances(outputs, GRID)
+    extras = {name: level.cuda() for name, level in outputs.extras.items()}
+    moved = Outputs(*(field.cuda() for field in outputs[:3]), extras)
+    select_instances(moved, GRID)  # libraries may wait while they start
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = select_instances(moved, GRID)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for name, one, other in zip(found._fields, found, expected, strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-4, atol=1e-4, msg=name)
