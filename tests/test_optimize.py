@@ -349,6 +349,33 @@ def test_streams_share_a_captured_call() -> None:
 
 @pytest.mark.gpu
 @needs_cuda
+def test_models_in_threads_are_captured_one_at_a_time() -> None:
+    states = []
+
+    def work(number: int) -> None:
+        captured = CapturedCalls(torch.device("cuda"), keep=10)
+
+        def call(values: Tensor) -> tuple[Tensor]:
+            if not torch.cuda.is_current_stream_capturing():
+                torch.cuda.synchronize()  # as compilers do that measure kernels in a warm-up
+            return (values + number,)
+
+        right = []
+        for size in range(1, 11):
+            (answer,) = captured(None, call, (torch.zeros(size),))
+            right.append(answer.tolist() == size * [number])
+        states.append((all(right), captured._works, len(captured)))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert states == 4 * [(True, True, 10)]
+
+
+@pytest.mark.gpu
+@needs_cuda
 def test_what_cannot_be_captured_runs_all_the_same() -> None:
     # In a process of its own: in some versions of torch a capture that fails leaves its random
     # numbers unusable.
