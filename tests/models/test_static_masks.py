@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from assign_twin import make_target, rectangles
 from tiny_model import lively_model, tiny_model
 from torch import Tensor, nn
 
 from unisolo.checkpoint import load_checkpoint, save_model
+from unisolo.export.graph import ExportGraph
+from unisolo.losses.core import solo_losses
 from unisolo.models import MaskHead, SeparateMaskHead, SoloHead
 from unisolo.models.static_masks import StaticKernels
 from unisolo.models.unisolo import UniSolo
@@ -233,6 +236,45 @@ def test_half_precision_autocast_runs() -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         outputs = model(make_images())
     assert all(level.isfinite().all() for level in outputs.level_features)
+
+
+@pytest.mark.slow
+def test_exports_with_free_sizes() -> None:
+    model = lively_model(*SOLO_V1, "task=panoptic")
+    nn.init.zeros_(model.solo_head.static_kernels.bias)
+    graph = ExportGraph(model, "panoptic", "stride4", model.config.inference).eval()
+    batch, rows, columns = (torch.export.Dim(name, min=1, max=64) for name in ("b", "h", "w"))
+    shapes = ({0: batch, 2: 32 * rows, 3: 32 * columns}, {0: batch})
+    inputs = (make_images(2, (128, 192)), torch.tensor([[128, 192], [120, 180]]))
+    program = torch.export.export(graph, inputs, dynamic_shapes=shapes, strict=False).module()
+    for size, valid in (((128, 192), [[128, 192]]), ((192, 128), [[192, 128]] * 3)):
+        images, sizes = make_images(len(valid), size), torch.tensor(valid)
+        with torch.no_grad():
+            found = dict(zip(graph.names, program(images, sizes), strict=True))
+            expected = dict(zip(graph.names, graph(images, sizes), strict=True))
+        assert (found["count"] > 10).all()
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.slow
+def test_static_masks_are_learned() -> None:
+    """Two objects of one colour apart: which cell draws which can only be told by position."""
+    model = tiny_model(*SOLO_V1, "task=instance").train()
+    images = torch.zeros(1, 3, 128, 192, dtype=torch.uint8)
+    boxes = [(16, 24, 80, 104), (112, 24, 176, 104)]
+    for x1, y1, x2, y2 in boxes:
+        images[..., y1:y2, x1:x2] = 255
+    target = make_target(rectangles((128, 192), boxes), [0, 0])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(80):
+        loss = solo_losses(model(images), [target], model.grid)["loss_mask"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    # Cells that drew both objects would lose 1 - 2 / 3.
+    assert losses[0] > 0.9 and losses[-1] < 0.25, losses[-1]
 
 
 def test_wrong_arguments_are_refused() -> None:
