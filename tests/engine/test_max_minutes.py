@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_model import CATEGORIES, tiny_config
+from train_process import rows, run, torchrun
 
 from unisolo.data.shapes import generate_shapes
 from unisolo.engine.distributed import World
@@ -116,6 +117,7 @@ def test_a_run_that_the_clock_ends(
     assert rows[0]["lr"] == pytest.approx(0.002 * 0.01)  # the end of the cosine
 
 
+@pytest.mark.slow
 def test_steps_come_first_where_time_is_left(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,3 +146,14 @@ def test_time_goes_on_where_a_resumed_run_stopped(
     capsys.readouterr()
     assert train(config, resume=True).steps == 1
     assert "ended by train.max_minutes=60 after step 1 of 3" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_end_together(shapes: Path, tmp_path: Path) -> None:
+    """Their clocks differ; a process that took another step would wait for the other for ever."""
+    settings = ("--task", "instance", "train.steps=100000", "train.max_minutes=0.05")
+    text = run(tmp_path, shapes, *settings, "data.augment.copy_paste=0.5", launcher=torchrun(2))
+    assert "ended by train.max_minutes=0.05 after step" in text
+    logged = [row for row in rows(tmp_path) if "loss" in row]
+    assert read_state(StateFolder(tmp_path).paths()[0])["step"] == logged[-1]["step"]
+    assert logged[-1]["lr"] == pytest.approx(0.002 * 0.01)
