@@ -75,6 +75,15 @@ for kernels, interpret in {choices}:
         assert said.startswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("version", "old"), [("3.4.0", True), ("3.5.0", False), ("3.10.1+git0", False), ("2.1.0", True)]
+)
+def test_an_old_triton_is_named(version: str, old: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pytest.importorskip("triton"), "__version__", version)
+    said = backend._old_triton()
+    assert (said is not None and version in said and "need 3.5" in said) if old else said is None
+
+
 def test_a_triton_that_cannot_start_kernels_says_what_it_needs() -> None:
     pytest.importorskip("triton")
     broken = backend._broken_driver()

@@ -25,6 +25,9 @@ Kernels = Literal["auto", "torch", "triton"]
 
 VARIABLE = "UNISOLO_KERNELS"
 LEAST_CAPABILITY = (8, 0)
+LEAST_TRITON = (3, 5)
+"""Triton 3.4 gives the largest kernel more shared memory than an H100 has, and 3.3 does not know
+tuples of constants."""
 
 _chosen: ContextVar[str | None] = ContextVar("unisolo_kernels", default=None)
 
@@ -113,7 +116,18 @@ def _obstacle(device_type: str, index: int | None) -> str | None:
     if found < LEAST_CAPABILITY:
         needed, has = (".".join(map(str, pair)) for pair in (LEAST_CAPABILITY, found))
         return f"it has compute capability {has}, the kernels need {needed}"
-    return _broken_driver()
+    return _old_triton() or _broken_driver()
+
+
+def _old_triton() -> str | None:
+    """Why the Triton that is installed is too old; None where it is not."""
+    import triton
+
+    found = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if found >= LEAST_TRITON:
+        return None
+    needed = ".".join(map(str, LEAST_TRITON))
+    return f"triton {triton.__version__} is installed, the kernels need {needed} (as torch 2.9 has)"
 
 
 def _broken_driver() -> str | None:

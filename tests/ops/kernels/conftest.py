@@ -9,11 +9,15 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from unisolo.ops.backend import _old_triton
+
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     """Where kernels run in these tests; skips where they cannot."""
     pytest.importorskip("triton")
+    if old := _old_triton():
+        pytest.skip(old)
     if torch.cuda.is_available():
         return torch.device("cuda")
     from unisolo.ops.kernels.launch import INTERPRETED
