@@ -59,6 +59,12 @@ def test_ties_that_only_rounding_makes(device, poisoned):
     check(logits, GRID, poisoned, count=30, capacity=16)
 
 
+def test_a_nan_takes_its_neighbours_with_it_as_in_the_definition(device, poisoned):
+    logits = tied_logits(device, categories=2)
+    logits[0, [0, 5, 25], 1] = torch.nan  # the first cell of a grid, one inside it, a whole grid
+    check(logits, GRID, poisoned, threshold=0.0, count=60)
+
+
 def test_fewer_pairs_than_places(device, poisoned):
     grid = GridSpec((1,), (8,), ((1, 8),))
     check(torch.zeros(2, 1, 3, device=device), grid, poisoned, count=10)

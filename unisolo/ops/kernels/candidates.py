@@ -169,11 +169,11 @@ def _suppress(  # type: ignore[no-untyped-def]
     right = exists & (place % size != 0)
     up = probs_ptr + (pairs - size * num_categories)
     own = tl.load(probs_ptr + pairs, mask=exists, other=0.0)
-    highest = tl.load(up, mask=lower, other=0.0)
+    above = tl.load(up, mask=lower, other=0.0)
     beside = tl.load(probs_ptr + pairs - num_categories, mask=right, other=0.0)
     corner = tl.load(up - num_categories, mask=lower & right, other=0.0)
-    highest = tl.maximum(tl.maximum(highest, beside), corner)
-    own = tl.where(own >= highest, own, 0.0)
+    # One by one: a maximum would pass over a NaN on a GPU, where the definition's pool keeps it.
+    own = tl.where((own >= above) & (own >= beside) & (own >= corner), own, 0.0)
     tl.store(left_ptr + image * num_pairs + pairs, own, mask=exists)
     # The next kernel sees all counts whatever the order of memory inside this one: no fences.
     # What is no pair counts in the first step, whose number is never looked at.
