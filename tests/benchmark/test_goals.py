@@ -85,6 +85,8 @@ def test_the_gpu_s_goals_are_read_from_their_rows() -> None:
     assert goals["intersections that are not exact"].met
     assert len(goals) == 8
     assert not postprocess_goals(replace(found, image_size=(640, 640)))
+    (missing,) = postprocess_goals(report(row("coco", "eager", way="ours, torch")))
+    assert "ours, Triton: not run" in missing.what and not missing.met
 
 
 def test_the_cpu_s_goal_is_in_processor_time() -> None:
