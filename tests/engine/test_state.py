@@ -121,3 +121,13 @@ def test_other_settings_are_listed(tmp_path: Path) -> None:
     check_state(path, state, tiny_config("data.cache=ram", "data.cache_gib=3"), CATEGORIES)
     with pytest.raises(CheckpointError, match=r"train\.lr=0\.5 \(was 0\.002\)"):
         check_state(path, state, tiny_config("train.lr=0.5"), CATEGORIES)
+
+
+def test_a_state_older_than_a_setting_had_its_default(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path)
+    fill(folder, 1)
+    path, state = folder.newest(print)
+    del state["config"]["train"]["max_positives"]
+    check_state(path, state, tiny_config(), CATEGORIES)
+    with pytest.raises(CheckpointError, match=r"train\.max_positives=7 \(was 2000\)"):
+        check_state(path, state, tiny_config("train.max_positives=7"), CATEGORIES)

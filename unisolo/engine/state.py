@@ -184,7 +184,9 @@ def check_state(path: Path, state: dict[str, Any], config: Config, categories: C
     """
     try:
         same_data = Categories.from_coco(state["categories"]) == categories
-        saved, current = _flat(state["config"]), _flat(config_to_dict(config))
+        current = _flat(config_to_dict(config))
+        # A setting that the run's version had not yet is at its default, which changes nothing.
+        saved = _flat(config_to_dict(Config())) | _flat(state["config"])
         changed = [
             f"{key}={current.get(key)!r} (was {saved.get(key)!r})"
             for key in sorted(saved.keys() | current.keys())
