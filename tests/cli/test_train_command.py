@@ -27,9 +27,9 @@ def run(*arguments: object, code: int = 0) -> Any:
 
 def losses(folder: Path) -> list[dict[str, Any]]:
     rows = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-    names = ("step", "loss", "grad", "lr")
+    timeless = ("step", "loss", "grad_norm", "lr")
     return [
-        {name: value for name, value in row.items() if name.startswith(names)}
+        {name: value for name, value in row.items() if name in timeless or name.startswith("loss_")}
         for row in rows
         if "loss" in row
     ]
