@@ -13,7 +13,8 @@ from unisolo.benchmark.memory import (
     measure_memory,
     memory_table,
 )
-from unisolo.benchmark.resident import free_bytes, peak_resident_bytes
+from unisolo.benchmark.resident import peak_resident_bytes
+from unisolo.data.memory import free_memory
 
 SMALL = Crowd(
     image=512,
@@ -30,7 +31,7 @@ def test_memory_that_is_given_back_counts_and_what_was_held_does_not():
     taken = peak_resident_bytes(lambda: torch.ones(64 * MIB, dtype=torch.uint8).amax())
     assert 63 * MIB <= taken < 80 * MIB  # Linux counts pages in batches for each processor
     assert peak_resident_bytes(lambda: held) < 8 * MIB
-    assert free_bytes() > 0
+    assert (free_memory() or 0) > 0
 
 
 def test_the_reference_needs_tens_of_gib_for_the_same_candidates():
@@ -53,7 +54,7 @@ def test_a_crowd_stays_in_its_bound_in_a_process_of_its_own():
 @pytest.mark.slow
 def test_where_the_reference_does_not_fit_a_smaller_image_is_measured(monkeypatch):
     crowd = replace(SMALL, image=1024)
-    monkeypatch.setattr("unisolo.benchmark.memory.free_bytes", lambda: crowd.reference)
+    monkeypatch.setattr("unisolo.benchmark.memory.free_memory", lambda: crowd.reference)
     report = measure_memory(crowd, device="cpu")
     assert [(row.way, row.crowd.image) for row in report.rows] == [
         ("auto", 1024), ("torch", 1024), ("reference", 1024),

@@ -21,9 +21,10 @@ from unisolo.benchmark.postprocess.reference_chain import (
     reference_full_masks,
     reference_instances,
 )
-from unisolo.benchmark.resident import free_bytes, peak_resident_bytes
+from unisolo.benchmark.resident import peak_resident_bytes
 from unisolo.categories import Categories, Category
 from unisolo.config import InferenceConfig
+from unisolo.data.memory import free_memory
 from unisolo.graphs import select
 from unisolo.ops.backend import use_kernels
 from unisolo.ops.select import category_probs, top_candidates
@@ -168,7 +169,9 @@ def measure_memory(
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("torch finds no CUDA device: measure on the CPU")
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else free_bytes()
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else free_memory()
+    if free is None:
+        raise OSError("this system does not tell how much memory is free")
     fitting = crowd
     while fitting.reference > free // 2 and fitting.image > 64:
         fitting = replace(fitting, image=fitting.image // 2)

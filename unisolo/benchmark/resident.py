@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["free_bytes", "peak_resident_bytes"]
+__all__ = ["peak_resident_bytes"]
 
 _PROCESS = Path("/proc/self")
 
@@ -29,15 +29,6 @@ def peak_resident_bytes(call: Callable[[], object]) -> int:
     before = _entry(_PROCESS / "status", "VmRSS")
     call()
     return _entry(_PROCESS / "status", "VmHWM") - before
-
-
-def free_bytes() -> int:
-    """Return how much memory the system could still give.
-
-    Raises:
-        OSError: If the system has no /proc.
-    """
-    return _entry(Path("/proc/meminfo"), "MemAvailable")
 
 
 def _entry(path: Path, name: str) -> int:
